@@ -1,0 +1,30 @@
+# make demo: train a small masked autoencoder with learned masks and look at what it masks.
+# make test: every test. Both set themselves up in .venv.
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-fast lint
+
+EXTRAS := mmpretrain,test,dev
+PYTHON_ENV := .venv/bin/python
+WORK_DIR := work_dirs/demo
+CONFIG := configs/mmpretrain/mae_amn_vit-tiny_photos.py
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+env:
+	@bash .ci/env.sh .venv "$(EXTRAS)"
+
+demo: env
+	@test -d data/photos || $(PYTHON_ENV) benchmarks/photos.py data/photos
+	.venv/bin/mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)
+	@$(PYTHON_ENV) benchmarks/report.py $(WORK_DIR)
+
+test: env
+	$(PYTHON_ENV) -m pytest
+
+# Without the tests that start processes or train.
+test-fast: env
+	$(PYTHON_ENV) -m pytest -m "not slow"
+
+lint: env
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

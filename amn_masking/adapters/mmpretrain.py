@@ -1,0 +1,286 @@
+"""mmpretrain: its masked-image-modelling methods with any masking strategy.
+
+Importing this module registers the methods under the ``amn_masking`` scope (``type=
+'amn_masking.MAE'``), and strategies, loss and hook both there and, unprefixed, in mmpretrain's
+own registry, because dicts that a ``mmpretrain::`` base brings in are looked up there.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from mmengine.dataset import default_collate, pseudo_collate
+    from mmengine.logging import MessageHub
+    from mmengine.registry import FUNCTIONS
+    from mmpretrain.models import selfsup
+    from mmpretrain.models.selfsup.base import BaseSelfSupervisor
+    from mmpretrain.registry import HOOKS as MMPRETRAIN_HOOKS
+    from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+except ImportError as error:
+    raise ImportError(
+        "the mmpretrain adapter expected mmengine, mmcv and mmpretrain, but one cannot be imported "
+        f"({error}). Install them with pip install 'amn-masking[mmpretrain]', or with "
+        "'amn-masking[onedl]' for the maintained forks (one of the two per environment)"
+    ) from error
+
+from amn_masking.adapters.mmpretrain_hooks import MaskingPicturesHook
+from amn_masking.losses import CombinedAdversarialLoss
+from amn_masking.mask import PatchMask
+from amn_masking.meters import mask_statistics
+from amn_masking.patches import patchify, unpatchify
+from amn_masking.registry import HOOKS, MODELS
+from amn_masking.strategies import AdversarialMasking, MaskingStrategy, RandomMasking
+
+
+class MaskingMixin(BaseSelfSupervisor):
+    """Gives a method of mmpretrain the argument ``masking``.
+
+    The method's own ``loss`` runs unchanged. Around it the strategy makes the mask, the method is
+    made to use it, the prediction and its target are seen on their way into the head's loss, and
+    the adversarial terms are added. The masking network is a submodule like any other: one
+    optimizer, one backward, one checkpoint.
+
+    Args:
+        masking: a strategy or its config; None leaves the method as it is, bit for bit.
+    """
+
+    def __init__(
+        self, *args: Any, masking: Mapping[str, Any] | MaskingStrategy | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        # Any: a MaskingStrategy, or None.
+        self.masking: Any = None if masking is None else self.build_masking(masking)
+
+    def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
+        """The strategy, with the method's own patch size, channels and mask ratio as defaults.
+
+        Raises:
+            TypeError: ``masking`` is not a masking strategy.
+            ValueError: the strategy does not suit this method.
+        """
+        self.check_method()
+        if isinstance(masking, Mapping):
+            config = dict(masking)
+            cls = MMPRETRAIN_MODELS.get(config.get("type", ""))
+            parameters = inspect.signature(cls).parameters if inspect.isclass(cls) else {}
+            for key, value in self.masking_defaults().items():
+                if key in parameters:
+                    merge = isinstance(value, Mapping)
+                    config[key] = (
+                        {**value, **(config.get(key) or {})} if merge else config.get(key, value)
+                    )
+            masking = MMPRETRAIN_MODELS.build(config)
+        if not isinstance(masking, MaskingStrategy):
+            raise TypeError(
+                f"masking={type(masking).__name__} is not a masking strategy; expected None or one "
+                "of type 'AdversarialMasking', 'RandomMasking', or a MaskingStrategy of your own"
+            )
+        if masking.free_counts:
+            raise ValueError(
+                f"{type(self).__name__} keeps the same number of visible patches in every image, "
+                f"but {type(masking).__name__} leaves the count free; use "
+                "threshold=dict(type='quantile')"
+            )
+        loss = self.adversarial_loss(masking)
+        if loss is not None and loss is not self.head.loss_module and loss.reconstruct != "masked":
+            raise ValueError(
+                f"masking.loss says reconstruct={loss.reconstruct!r}, but the reconstruction term "
+                f"is the head's {type(self.head.loss_module).__name__}; put it there: head=dict("
+                "loss=dict(type='CombinedAdversarialLoss', reconstruct=...))"
+            )
+        return masking
+
+    def adversarial_loss(self, masking: MaskingStrategy) -> CombinedAdversarialLoss | None:
+        """The combined loss in force: the head's if it is one, else the strategy's, else None."""
+        if isinstance(self.head.loss_module, CombinedAdversarialLoss):
+            return self.head.loss_module
+        return getattr(masking, "loss", None)
+
+    def loss(self, inputs: Tensor, data_samples: list, **kwargs: Any) -> dict[str, Tensor]:
+        """The method's loss under the strategy's mask, with the adversarial terms.
+
+        Besides ``loss`` the dict holds numbers for the log, without gradient: ``reconstruction``,
+        ``adversarial`` and the mask's statistics.
+        """
+        if self.masking is None:
+            return super().loss(inputs, data_samples, **kwargs)
+        self.masking.set_progress(training_progress())
+        patch_mask = self.masking(inputs)
+        with (
+            self.inject(patch_mask),
+            seen_by_loss(self.head.loss_module, patch_mask) as seen,
+        ):
+            losses = super().loss(inputs, data_samples, **kwargs)
+        losses.update(self.adversarial_terms(losses["loss"], patch_mask, *seen))
+        losses.update(mask_statistics(patch_mask))
+        return losses
+
+    def adversarial_terms(
+        self, loss: Tensor, patch_mask: PatchMask, pred: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        """``loss`` with the adversarial terms in it, and its parts for the log."""
+        combined = self.adversarial_loss(self.masking)
+        if combined is None:
+            return {"reconstruction": loss.detach()}
+        in_head = combined is self.head.loss_module
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not in_head):
+            terms = combined.terms(pred, target, patch_mask)
+        if in_head:
+            return {
+                "reconstruction": terms.reconstruction.detach(),
+                "adversarial": terms.adversarial.detach(),
+            }
+        return {
+            "loss": loss + combined.lambda_adv * (terms.adversarial + terms.objective),
+            "reconstruction": loss.detach(),
+            "adversarial": terms.adversarial.detach(),
+        }
+
+    def check_method(self) -> None:
+        """Refuse a form of the method that cannot take a strategy.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        raise NotImplementedError
+
+    def masking_defaults(self) -> dict[str, Any]:
+        """What the method itself says about patch size, mask ratio, channels and criterion."""
+        raise NotImplementedError
+
+    def inject(self, patch_mask: PatchMask) -> Any:
+        """Context in which the method uses ``patch_mask`` in place of its own mask."""
+        raise NotImplementedError
+
+
+class MAE(MaskingMixin, selfsup.MAE):
+    """mmpretrain's MAE (MAEViT backbone) with ``masking=``."""
+
+    def check_method(self) -> None:
+        if not isinstance(self.backbone, selfsup.MAEViT):
+            raise ValueError(
+                f"masking= expected a MAEViT backbone, got {type(self.backbone).__name__}; use "
+                "backbone=dict(type='MAEViT', ...) or leave masking out"
+            )
+
+    def masking_defaults(self) -> dict[str, Any]:
+        projection = self.backbone.patch_embed.projection
+        penalty = getattr(self.head.loss_module, "penalty", None)
+        return {
+            "mask_ratio": self.backbone.mask_ratio,
+            "patch_size": tuple(projection.stride),
+            "network": {"in_channels": projection.in_channels},
+            "loss": {"criterion": "L1" if isinstance(penalty, nn.L1Loss) else "L2"},
+        }
+
+    @contextmanager
+    def inject(self, patch_mask: PatchMask) -> Iterator[None]:
+        def use_patch_mask(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+            return patch_mask.gather_visible(x), patch_mask.mask, patch_mask.ids_restore
+
+        with overridden(self.backbone, "random_masking", use_patch_mask):
+            yield
+
+    @torch.no_grad()
+    def reconstruct(self, inputs: Tensor) -> tuple[PatchMask, Tensor]:
+        """Masks and predicted images, for pictures.
+
+        Args:
+            inputs: ``(B, C, H, W)``, preprocessed.
+
+        Returns:
+            The mask, and ``(B, C, H, W)`` predictions on the scale of the inputs. With
+            ``norm_pix`` each patch is given the mean and the deviation of the input's.
+
+        Raises:
+            ValueError: the model has no masking strategy.
+        """
+        if self.masking is None:
+            raise ValueError("reconstruct expected a model with masking=dict(type=...), got None")
+        patch_mask = self.masking(inputs)
+        with self.inject(patch_mask):
+            latent, _, ids_restore = self.backbone(inputs)
+        pred = self.neck(latent, ids_restore)
+        if self.head.norm_pix:
+            patches = patchify(inputs, self.masking.patch_size)
+            deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+            pred = pred * deviation + patches.mean(-1, keepdim=True)
+        return patch_mask, unpatchify(pred, self.masking.patch_size, patch_mask.grid)
+
+
+@contextmanager
+def overridden(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
+    """For the duration, a method of this one instance is replaced."""
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+
+
+@contextmanager
+def seen_by_loss(loss_module: nn.Module, patch_mask: PatchMask) -> Iterator[list[Tensor]]:
+    """For the duration, collects ``[pred, target]`` as the head's loss module gets them.
+
+    A :class:`CombinedAdversarialLoss` is given the whole PatchMask in place of the plain mask.
+    """
+    seen: list[Tensor] = []
+
+    def look(
+        module: nn.Module, pred: Tensor, target: Tensor, mask: Tensor | None = None
+    ) -> tuple[tuple, dict]:
+        seen[:] = pred, target
+        return (
+            pred,
+            target,
+            patch_mask if isinstance(module, CombinedAdversarialLoss) else mask,
+        ), {}
+
+    handle = loss_module.register_forward_pre_hook(
+        lambda module, args, kwargs: look(module, *args, **kwargs), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def training_progress() -> float:
+    """Share of the current run's iterations that are done, in [0, 1]; 0 outside a Runner."""
+    hub = MessageHub.get_current_instance()
+    max_iters = hub.get_info("max_iters", 0)
+    return min(1.0, hub.get_info("iter", 0) / max_iters) if max_iters else 0.0
+
+
+def ignoring_scope(function: Callable) -> Callable:
+    """A collate function that can be built from a dict with mmengine's ``_scope_`` mark.
+
+    ``_base_ = 'mmpretrain::...'`` puts the mark on ``collate_fn=dict(type='default_collate')``,
+    and mmengine passes it on as an argument. A user without a config of their own cannot mend it.
+    """
+
+    @functools.wraps(function)
+    def collate(data_batch: Any, _scope_: str | None = None, **kwargs: Any) -> Any:
+        return function(data_batch, **kwargs)
+
+    return collate
+
+
+for collate_function in (default_collate, pseudo_collate):
+    FUNCTIONS.register_module(
+        name=collate_function.__name__, module=ignoring_scope(collate_function), force=True
+    )
+MODELS.register_module(module=MAE)
+for part in (AdversarialMasking, RandomMasking, CombinedAdversarialLoss):
+    MODELS.register_module(module=part)
+    MMPRETRAIN_MODELS.register_module(module=part)
+HOOKS.register_module(module=MaskingPicturesHook)
+MMPRETRAIN_HOOKS.register_module(module=MaskingPicturesHook)

@@ -1,0 +1,115 @@
+"""Hooks for mmengine's Runner."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from amn_masking.visualize import draw_masks
+
+
+class MaskingPicturesHook(Hook):
+    """Writes a grid of pictures to the Runner's visualizer: what is masked and what comes back.
+
+    A row per image: input | score map | masked input | reconstruction. The images are taken from
+    the training set once, evenly spaced, and stay the same, so that pictures of one run can be
+    compared. The first picture is drawn before training, the last one at its end. Drawing does
+    not move the random numbers of the training.
+
+    Args:
+        interval: draw every so many epochs, or iterations.
+        by_epoch: whether the interval counts epochs.
+        num_images: rows.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, interval: int = 1, by_epoch: bool = True, num_images: int = 6) -> None:
+        for name, value in (("interval", interval), ("num_images", num_images)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.num_images = num_images
+        self.inputs = torch.empty(0)
+        self.drawn_at = -1
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        model = self._model(runner)
+        if getattr(model, "masking", None) is None or not hasattr(model, "reconstruct"):
+            raise ValueError(
+                "MaskingPicturesHook expected a model with masking= and reconstruct(), got "
+                f"{type(model).__name__}; add masking=dict(type=...) to an amn_masking method or "
+                "take the hook out of custom_hooks"
+            )
+        loader = runner.train_dataloader
+        count = min(self.num_images, len(loader.dataset))
+        picks = np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)
+        with same_random_numbers(seed=0):
+            samples = loader.collate_fn([loader.dataset[int(index)] for index in picks])
+        self.inputs = model.data_preprocessor(samples, training=False)["inputs"]
+        if runner.iter == 0:
+            self._draw(runner)
+
+    @master_only
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            self._draw(runner, runner.iter + 1)
+
+    @master_only
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.by_epoch and self.every_n_epochs(runner, self.interval):
+            self._draw(runner)
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        if self.drawn_at != runner.iter:
+            self._draw(runner)
+
+    def _draw(self, runner: Runner, step: int | None = None) -> None:
+        step = runner.iter if step is None else step
+        model = self._model(runner)
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            with same_random_numbers(seed=0):
+                patch_mask, reconstruction = model.reconstruct(self.inputs)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        preprocessor = model.data_preprocessor
+        mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
+        picture = draw_masks(self.inputs, patch_mask, reconstruction, mean, std)
+        runner.visualizer.add_image("masking", picture, step=step)
+        self.drawn_at = step
+
+    @staticmethod
+    def _model(runner: Runner) -> Any:
+        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+@contextmanager
+def same_random_numbers(seed: int) -> Iterator[None]:
+    """Within, the random numbers of ``seed``; after, those of before go on undisturbed."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,177 @@
+"""Reconstruction, adversarial and combined loss: one scalar, one backward, one optimizer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amn_masking.mask import PatchMask
+
+CRITERIA = {"L1": F.l1_loss, "L2": F.mse_loss}
+
+
+class LossTerms(NamedTuple):
+    """The parts of :class:`CombinedAdversarialLoss`, scalars.
+
+    Attributes:
+        reconstruction: R, what the stock method minimises.
+        adversarial: A, the error on the patches that the masking network chose.
+        objective: 0 in value; its gradient reaches the masking network only.
+    """
+
+    reconstruction: Tensor
+    adversarial: Tensor
+    objective: Tensor
+
+
+class CombinedAdversarialLoss(nn.Module):
+    """total = R + lambda_adv * A + lambda_adv * objective.
+
+    With m the mask (1 = masked), l the per-patch error and s the patch scores::
+
+        R = sum(m l) / sum(m)          over the batch, or over all patches
+        A = sum(m w l) / sum(m w)      w = sg(s), a score-weighted MSE, or 1
+        objective                      the estimator's; value 0, gradient reversed
+
+    Minimising it trains the autoencoder to reconstruct and, in the same backward pass, the
+    masking network to make that hard (its gradient is reversed where the mask is made). The
+    autoencoder gets no gradient that came through the mask. With ``lambda_adv=0`` it equals
+    mmpretrain's ``PixelReconstructionLoss`` bit for bit.
+
+    Args:
+        criterion: ``'L1'`` or ``'L2'``.
+        lambda_adv: weight of the adversarial term, >= 0.
+        reconstruct: ``'masked'`` patches, or ``'all'`` of them, in R.
+        score_weighted: whether A weights the patches by their score.
+        channel: divides R where a mask is given (SimMIM's 4-D images: their channels).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        criterion: str = "L2",
+        lambda_adv: float = 0.5,
+        reconstruct: str = "masked",
+        score_weighted: bool = True,
+        channel: int | None = None,
+    ) -> None:
+        super().__init__()
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {sorted(CRITERIA)}, got {criterion!r}")
+        if lambda_adv < 0:
+            raise ValueError(
+                f"lambda_adv weights the adversarial term and cannot be negative, got "
+                f"{lambda_adv}; a cooperative mask is strength=-1 on AdversarialMasking"
+            )
+        if reconstruct not in ("masked", "all"):
+            raise ValueError(f"reconstruct must be 'masked' or 'all', got {reconstruct!r}")
+        self.criterion = criterion
+        self.lambda_adv = lambda_adv
+        self.reconstruct = reconstruct
+        self.score_weighted = score_weighted
+        self.channel = 1 if channel is None else channel
+
+    def forward(
+        self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None
+    ) -> Tensor:
+        """The combined loss.
+
+        Args:
+            pred: ``(B, L, D)`` patches, or ``(B, C, H, W)`` images.
+            target: of the same shape.
+            mask: a :class:`PatchMask`; or a tensor, 1 = masked, that broadcasts to the error
+                (``(B, L)``, or ``(B, 1, H, W)`` for images); or None for all patches. Without a
+                PatchMask there is no masking network to train, and w = 1.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
+        """
+        terms = self.terms(pred, target, mask)
+        return terms.reconstruction + self.lambda_adv * (terms.adversarial + terms.objective)
+
+    def terms(
+        self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None
+    ) -> LossTerms:
+        """The parts of the loss, unweighted; arguments as for :meth:`forward`."""
+        error = self.error(pred, target)
+        if not isinstance(mask, PatchMask):
+            adversarial = self._mean(error, mask)
+            return LossTerms(self._reduce(error, mask), adversarial, torch.zeros_like(adversarial))
+        if error.dim() == 4:
+            per_patch, hard = pool_error(error, mask.grid), mask.pixel_mask(*error.shape[-2:])
+        else:
+            per_patch, hard = error, mask.mask
+        adversarial, objective = self.adversarial_terms(per_patch, mask)
+        return LossTerms(self._reduce(error, hard), adversarial, objective)
+
+    def adversarial_terms(self, error: Tensor, patch_mask: PatchMask) -> tuple[Tensor, Tensor]:
+        """A and the masking network's objective.
+
+        Args:
+            error: ``(B, L)`` per-patch error, with the autoencoder's gradient.
+            patch_mask: the mask that the error was made under.
+
+        Raises:
+            ValueError: the error is not one number per patch of this mask.
+        """
+        mask = patch_mask.mask
+        if error.shape != mask.shape:
+            raise ValueError(
+                f"expected a per-patch error of shape (B, L) = {tuple(mask.shape)}, got "
+                f"{tuple(error.shape)}"
+            )
+        weight = mask
+        if self.score_weighted and patch_mask.scores is not None:
+            weight = mask * patch_mask.scores
+        adversarial = (weight * error).sum() / weight.sum()
+        if patch_mask.objective is None:
+            return adversarial, torch.zeros_like(adversarial)
+        return adversarial, patch_mask.objective(error, patch_mask)
+
+    def error(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Un-reduced error: ``(B, L)`` for patches (mean over D), ``(B, C, H, W)`` for images.
+
+        Raises:
+            ValueError: different shapes, or neither 3-D nor 4-D.
+        """
+        if pred.shape != target.shape or pred.dim() not in (3, 4):
+            raise ValueError(
+                "expected pred and target of one shape, (B, L, D) or (B, C, H, W), got "
+                f"{tuple(pred.shape)} and {tuple(target.shape)}"
+            )
+        error = CRITERIA[self.criterion](pred, target, reduction="none")
+        return error.mean(-1) if error.dim() == 3 else error
+
+    def _reduce(self, error: Tensor, mask: Tensor | None) -> Tensor:
+        return self._mean(error, None if self.reconstruct == "all" else mask)
+
+    def _mean(self, error: Tensor, mask: Tensor | None) -> Tensor:
+        # The order of operations is PixelReconstructionLoss's, so that R equals it bit for bit.
+        return error.mean() if mask is None else (error * mask).sum() / mask.sum() / self.channel
+
+    def extra_repr(self) -> str:
+        return (
+            f"criterion={self.criterion!r}, lambda_adv={self.lambda_adv}, "
+            f"reconstruct={self.reconstruct!r}, score_weighted={self.score_weighted}"
+        )
+
+
+def pool_error(error: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Per-patch mean of a per-pixel error: ``(B, C, H, W)`` to ``(B, L)``.
+
+    Raises:
+        ValueError: the grid does not divide the image.
+    """
+    height, width = error.shape[-2:]
+    h, w = grid
+    if height % h or width % w:
+        raise ValueError(f"an error of {height} x {width} pixels does not split into {h} x {w}")
+    return F.avg_pool2d(error, (height // h, width // w)).mean(1).flatten(1)

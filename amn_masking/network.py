@@ -1,0 +1,134 @@
+"""The adversarial masking network (AMN): images to a score map, a score map to patch logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MaskingNetwork(nn.Module):
+    """The specification's network: 3 convolutions (3x3, stride 1, padding 1), ReLU, sigmoid.
+
+    Args:
+        in_channels: channels of the images.
+        num_layers: convolutions, the last of which gives one channel.
+        channels: width of the hidden layers.
+        kernel_size: odd; the padding keeps the size.
+        downsample: the images are area-pooled by this factor first: the same network, its square
+            cheaper, with that many times the receptive field. 1 is the specification's preset;
+            there a 3-layer network sees 7 pixels, so local texture only.
+        norm: ``'group'`` puts a GroupNorm before each ReLU. Not BatchNorm: a patch's score would
+            depend on the other images of the batch.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_layers: int = 3,
+        channels: int = 32,
+        kernel_size: int = 3,
+        downsample: int = 1,
+        norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = dict(
+            in_channels=in_channels, num_layers=num_layers, channels=channels, downsample=downsample
+        )
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size must be odd, so that the size is kept, got {kernel_size}"
+            )
+        if norm not in (None, "group"):
+            raise ValueError(f"norm must be None or 'group', got {norm!r}")
+        self.in_channels = in_channels
+        self.downsample = downsample
+        layers: list[nn.Module] = []
+        for _ in range(num_layers - 1):
+            layers.append(nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2))
+            if norm == "group":
+                layers.append(nn.GroupNorm(1, channels))
+            layers.append(nn.ReLU(inplace=True))
+            in_channels = channels
+        layers.append(nn.Conv2d(in_channels, 1, kernel_size, padding=kernel_size // 2))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score map of the images.
+
+        Args:
+            images: ``(B, C, H, W)``.
+
+        Returns:
+            ``(B, 1, H / downsample, W / downsample)`` in (0, 1).
+
+        Raises:
+            ValueError: not four dimensions, another channel count, or a size that ``downsample``
+                does not divide.
+        """
+        if images.dim() != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected images of shape (B, {self.in_channels}, H, W), got "
+                f"{tuple(images.shape)}; set network=dict(in_channels=...) to the images' channels"
+            )
+        height, width = images.shape[-2:]
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(
+                f"downsample={self.downsample} does not divide images of {height} x {width} pixels"
+            )
+        if self.downsample > 1:
+            images = F.avg_pool2d(images, self.downsample)
+        return torch.sigmoid(self.layers(images))
+
+    def extra_repr(self) -> str:
+        return f"downsample={self.downsample}"
+
+
+def pool_scores(score_map: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patch scores: the mean of the score map over each patch.
+
+    Args:
+        score_map: ``(B, 1, H, W)``.
+        grid: patches per column and per row.
+
+    Returns:
+        ``(B, L)``.
+
+    Raises:
+        ValueError: the grid does not divide the score map.
+    """
+    height, width = score_map.shape[-2:]
+    h, w = grid
+    if height % h or width % w:
+        raise ValueError(
+            f"a score map of {height} x {width} does not split into {h} x {w} patches; the "
+            "network's downsample must divide the patch size"
+        )
+    return F.avg_pool2d(score_map, (height // h, width // w)).flatten(1)
+
+
+def to_logits(patch_scores: Tensor, eps: float = 1e-6) -> Tensor:
+    """Inverse of the sigmoid, with the scores kept ``eps`` away from 0 and 1."""
+    return torch.logit(patch_scores, eps=eps)
+
+
+def standardise_logits(logits: Tensor, temperature: float = 1.0, eps: float = 1e-6) -> Tensor:
+    """Zero mean and standard deviation 1 / temperature over each image's patches.
+
+    The network then chooses an order of the patches and not a scale. With free logits their
+    spread grows without bound and the masks freeze (docs: keeping the adversary honest).
+
+    Args:
+        logits: ``(B, L)``.
+        temperature: > 0; larger is closer to uniform sampling.
+        eps: logits that vary less than this are as good as equal.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    spread = (centred.square().mean(1, keepdim=True) + eps**2).sqrt()
+    return centred / (spread * temperature)

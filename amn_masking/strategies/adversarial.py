@@ -1,0 +1,211 @@
+"""Adversarial masking: a small network learns which patches are hard to reconstruct."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from amn_masking.estimators import ESTIMATORS
+from amn_masking.losses import CombinedAdversarialLoss
+from amn_masking.mask import PatchMask
+from amn_masking.network import MaskingNetwork, pool_scores, standardise_logits, to_logits
+from amn_masking.schedules import as_schedule
+from amn_masking.strategies.base import MaskingStrategy
+from amn_masking.thresholds import THRESHOLDS
+
+T = TypeVar("T")
+
+
+class AdversarialMasking(MaskingStrategy):
+    """A mask that a small network learns while the autoencoder trains.
+
+    The network scores every patch; a threshold of each image's own turns the scores into a hard
+    0/1 mask; an estimator gives that mask a gradient, reversed, so that the step that lets the
+    autoencoder descend lets the network ascend.
+
+    In ``eval()`` the mask follows the scores without exploration noise.
+
+    Args:
+        mask_ratio: share of the patches to mask, in (0, 1), for thresholds that hold one. In
+            mmpretrain it defaults to the method's own.
+        patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
+            the method's own.
+        network: arguments of :class:`MaskingNetwork`.
+        threshold: ``dict(type='quantile' | 'mean', ...)``.
+        estimator: ``dict(type='straight_through', ...)``.
+        strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
+            frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
+            ``dict(type='linear', start=-1, end=1)`` over the course of training.
+        random_share: share in [0, 1] of the masked patches to draw uniformly; a number or a
+            schedule.
+        standardise: whether the logits are standardised per image (docs: keeping the adversary
+            honest).
+        temperature: > 0, of the standardised logits; larger samples closer to uniform.
+        gate: whether the masking network also gets the reversed reconstruction gradient through
+            the visible tokens.
+        loss: arguments of :class:`CombinedAdversarialLoss`, for codebases whose own loss stays as
+            it is.
+
+    Raises:
+        ValueError: an unknown threshold or estimator, or a value out of range.
+        TypeError: an argument that the named threshold, estimator, network or loss does not take.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        patch_size: int | tuple[int, int] = 16,
+        network: Mapping[str, Any] | None = None,
+        threshold: Mapping[str, Any] | None = None,
+        estimator: Mapping[str, Any] | None = None,
+        strength: float | Mapping[str, Any] = 1.0,
+        random_share: float | Mapping[str, Any] = 0.0,
+        standardise: bool = True,
+        temperature: float = 1.0,
+        gate: bool = False,
+        loss: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(patch_size)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.mask_ratio = mask_ratio
+        self.network = build(dict(network or {}), {"MaskingNetwork": MaskingNetwork}, "network")
+        self.threshold = build(
+            dict(threshold or {"type": "quantile"}), THRESHOLDS, "threshold", mask_ratio=mask_ratio
+        )
+        self.free_counts = self.threshold.free_counts
+        self.estimator = build(
+            dict(estimator or {"type": "straight_through"}), ESTIMATORS, "estimator"
+        )
+        self.loss = build(
+            dict(loss or {}), {"CombinedAdversarialLoss": CombinedAdversarialLoss}, "loss"
+        )
+        self.strength_schedule = as_schedule(strength, "strength", -1.0, 1.0)
+        self.random_share_schedule = as_schedule(random_share, "random_share", 0.0, 1.0)
+        self.standardise = standardise
+        self.temperature = temperature
+        self.gate = gate
+        self.set_progress(0.0)
+
+    def set_progress(self, progress: float) -> None:
+        """Move the schedules. mmpretrain's adapter does it; elsewhere call it every step.
+
+        Args:
+            progress: share of the training that is done, in [0, 1].
+
+        Raises:
+            ValueError: outside [0, 1].
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress is the share of training done, in [0, 1], got {progress}")
+        self.strength = self.strength_schedule(progress)
+        self.random_share = self.random_share_schedule(progress)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
+        """Make the mask, in float32 and outside autocast.
+
+        Args:
+            images: ``(B, C, H, W)``, normalised as the encoder sees them.
+            generator: source of the exploration noise, the random share and the tie-breaks, on
+                the images' device; torch's global one if not given.
+
+        Raises:
+            ValueError: images that do not split into patches, another channel count, or scores
+                that are not finite.
+        """
+        grid = self.grid(images)
+        with torch.autocast(images.device.type, enabled=False):
+            weight = next(self.network.parameters())
+            score_map = self.network(images.to(weight.dtype)).float()
+            patch_scores = pool_scores(score_map, grid)
+            logits = to_logits(patch_scores)
+            check_finite(logits)
+            if self.standardise:
+                logits = standardise_logits(logits, self.temperature)
+            logits = reverse_gradient(logits, self.strength)
+            keys = logits.detach()
+            if self.training:
+                keys = self.estimator.keys(logits, self.free_counts, generator)
+            selection = self.threshold(
+                keys, torch.sigmoid(logits.detach()), grid, self.random_share, generator
+            )
+            patch_mask = selection.patch_mask
+            patch_mask.surrogate = self.estimator.surrogate(logits, keys, selection)
+        patch_mask.logits = logits
+        patch_mask.patch_scores = patch_scores.detach()
+        patch_mask.score_map = score_map.detach()
+        patch_mask.threshold = torch.sigmoid(selection.tau).squeeze(1)
+        patch_mask.random = selection.random
+        patch_mask.objective = self.estimator.objective
+        patch_mask.gate = self.gate
+        return patch_mask
+
+    def extra_repr(self) -> str:
+        return f"strength={self.strength_schedule}, {super().extra_repr()}"
+
+
+def reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """``x`` in value, bit for bit; its gradient is multiplied by ``-strength``.
+
+    Ganin, Lempitsky, "Unsupervised Domain Adaptation by Backpropagation" (arXiv:1409.7495).
+    """
+    return x.detach() - strength * (x - x.detach())
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuse scores that are NaN or infinite: NaN sorts last and would always be masked.
+
+    On an accelerator the check stays on the device, where it stops the program with the same
+    message, because reading the answer would make every step wait.
+
+    Raises:
+        ValueError: on the CPU.
+    """
+    message = (
+        "the masking network's scores are not finite. Expected scores in (0, 1); the input images "
+        "or the network's weights hold NaN or infinity. Check the images, lower the learning rate "
+        "of 'masking' (paramwise_cfg) or clip gradients"
+    )
+    finite = torch.isfinite(logits).all()
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(finite, message)
+    elif not bool(finite):
+        raise ValueError(message)
+
+
+def build(config: dict[str, Any], known: Mapping[str, type[T]], role: str, **defaults: Any) -> T:
+    """The object that ``config`` describes.
+
+    Args:
+        config: ``type`` and arguments. The type may be left out where only one is known.
+        known: classes by name.
+        role: what it is, for messages.
+        defaults: arguments that are used where the class takes them and the config is silent.
+
+    Raises:
+        ValueError: no or an unknown type.
+        TypeError: an argument that the class does not take.
+    """
+    config.pop("_scope_", None)  # mmengine marks dicts that a base config brought in
+    name = config.pop("type", next(iter(known)) if len(known) == 1 else None)
+    cls = known.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise ValueError(
+            f"unknown {role} type {name!r}; expected {role}=dict(type=...) with one of "
+            f"{sorted(known)}"
+        )
+    parameters = inspect.signature(cls).parameters
+    unknown = sorted(set(config) - set(parameters))
+    if unknown:
+        raise TypeError(
+            f"{role} {name!r} does not take {', '.join(unknown)}; it takes "
+            f"{', '.join(parameters) or 'no arguments'}"
+        )
+    for key, value in defaults.items():
+        if key in parameters:
+            config.setdefault(key, value)
+    return cls(**config)

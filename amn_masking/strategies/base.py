@@ -1,0 +1,61 @@
+"""What every masking strategy is: a module from images to a :class:`PatchMask`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from amn_masking.mask import PatchMask
+from amn_masking.patches import grid_size
+
+
+class MaskingStrategy(nn.Module):
+    """Makes a mask for a batch of images.
+
+    Args:
+        patch_size: side of a patch in pixels, or (height, width); the encoder's.
+
+    Attributes:
+        free_counts: whether images of one batch may mask different numbers of patches.
+
+    Raises:
+        ValueError: ``patch_size`` is not positive.
+    """
+
+    free_counts: bool = False
+
+    def __init__(self, patch_size: int | tuple[int, int]) -> None:
+        super().__init__()
+        size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"patch_size must be one or two positive integers, got {patch_size}")
+        self.patch_size: tuple[int, int] = (size[0], size[1])
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
+        """Make the mask.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            generator: source of all randomness, on the images' device; torch's global one if not
+                given.
+
+        Raises:
+            ValueError: the images do not split into patches.
+        """
+        raise NotImplementedError
+
+    def set_progress(self, progress: float) -> None:
+        """Tell a strategy with schedules what share of the training is done, in [0, 1]."""
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patches per column and per row of ``(B, C, H, W)`` images.
+
+        Raises:
+            ValueError: not four dimensions, or patches that do not tile the images.
+        """
+        if images.dim() != 4:
+            raise ValueError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+        return grid_size(images.shape[2], images.shape[3], self.patch_size)
+
+    def extra_repr(self) -> str:
+        return f"patch_size={self.patch_size}"

@@ -1,0 +1,9 @@
+"""From patch logits to a hard mask, by a threshold of each image's own."""
+
+from amn_masking.thresholds.mean import Mean
+from amn_masking.thresholds.quantile import Quantile
+from amn_masking.thresholds.selection import Selection, Threshold
+
+THRESHOLDS: dict[str, type[Threshold]] = {"quantile": Quantile, "mean": Mean}
+
+__all__ = ["THRESHOLDS", "Mean", "Quantile", "Selection", "Threshold"]

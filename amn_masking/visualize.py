@@ -1,0 +1,97 @@
+"""Pictures of masks. Needs matplotlib: ``pip install 'amn-masking[viz]'``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amn_masking.mask import PatchMask
+
+PANEL_INCHES = 1.7
+
+
+def draw_masks(
+    images: Tensor,
+    patch_mask: PatchMask,
+    reconstruction: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    dpi: int = 100,
+) -> Any:
+    """A row per image: input | score map | masked input | reconstruction.
+
+    The score map's colours run from each image's least to its largest score, which are written
+    on it: an image's own order is what decides its mask.
+
+    Args:
+        images: ``(B, C, H, W)``, C = 1 or 3, as the encoder saw them.
+        patch_mask: their mask. Without a score map that column is left out.
+        reconstruction: ``(B, C, H, W)`` predictions; shown at masked patches, the input elsewhere.
+        mean: subtracted from the pixels in [0, 255] before the encoder; None if nothing was.
+        std: divided by, after the mean.
+        dpi: dots per inch of the picture.
+
+    Returns:
+        ``(height, width, 3)`` uint8 RGB numpy array.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "pictures of masks need matplotlib; install it with pip install 'amn-masking[viz]'"
+        ) from error
+
+    size = images.shape[-2:]
+    shown = to_pixels(images, mean, std)
+    hidden = patch_mask.pixel_mask(*size).bool().cpu()
+    columns: list[tuple[str, Tensor]] = [("input", shown)]
+    if patch_mask.score_map is not None:
+        scores = F.interpolate(patch_mask.score_map.float().cpu(), size=size, mode="nearest")
+        columns.append(("score map", scores[:, 0]))
+    columns.append(("masked input", torch.where(hidden, torch.full_like(shown, 0.5), shown)))
+    if reconstruction is not None:
+        predicted = torch.where(hidden, to_pixels(reconstruction, mean, std), shown)
+        columns.append(("reconstruction", predicted))
+
+    rows = images.shape[0]
+    header = 0.3
+    height, width = rows * PANEL_INCHES * size[0] / size[1] + header, len(columns) * PANEL_INCHES
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - header / height, 0.03, 0.03)
+    for column, (title, pictures) in enumerate(columns):
+        axes[0][column].set_title(title, fontsize=10, pad=4)
+        for row in range(rows):
+            ax = axes[row][column]
+            ax.set_axis_off()
+            picture = pictures[row]
+            if picture.dim() == 2:
+                low, high = float(picture.min()), float(picture.max())
+                ax.imshow(picture.numpy(), cmap="inferno", interpolation="nearest")
+                ax.text(
+                    0.03, 0.03, f"{low:.2f} to {high:.2f}", transform=ax.transAxes, color="white",
+                    fontsize=7, bbox=dict(facecolor="black", alpha=0.6, pad=1.5, linewidth=0),
+                )  # fmt: skip
+            else:
+                ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+    canvas.draw()
+    import numpy as np
+
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def to_pixels(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """``(B, 3, H, W)`` in [0, 1] on the CPU: undo the normalisation, repeat a single channel."""
+    images = images.detach().float()
+    if mean is not None and std is not None:
+        images = images * std + mean
+    images = (images / 255).clamp(0, 1).cpu()
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -1,0 +1,201 @@
+"""The combined loss: its value against the obvious sums, and where its gradient goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+
+from amn_masking import AdversarialMasking, CombinedAdversarialLoss, PatchMask, RandomMasking
+from amn_masking.patches import patchify
+from tests import draws
+
+
+class TinyAutoencoder(nn.Module):
+    """A plain PyTorch masked autoencoder: a token mixer over visible and mask tokens."""
+
+    def __init__(self, patch: int = 4, dim: int = 8, length: int = 36) -> None:
+        super().__init__()
+        self.patch = (patch, patch)
+        self.embed = nn.Linear(3 * patch * patch, dim)
+        self.position = nn.Parameter(torch.randn(length, dim) * 0.1)
+        self.mask_token = nn.Parameter(torch.randn(dim) * 0.1)
+        self.encoder = nn.TransformerEncoderLayer(dim, 2, 2 * dim, 0.0, batch_first=True)
+        self.decoder = nn.TransformerEncoderLayer(dim, 2, 2 * dim, 0.0, batch_first=True)
+        self.head = nn.Linear(dim, 3 * patch * patch)
+
+    def forward(self, images: torch.Tensor, patch_mask: PatchMask) -> torch.Tensor:
+        tokens = self.embed(patchify(images, self.patch)) + self.position
+        latent = self.encoder(patch_mask.gather_visible(tokens))
+        tokens = patch_mask.scatter(latent, self.mask_token) + self.position
+        return self.head(self.decoder(tokens))
+
+
+def gradients(module):
+    return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
+def one_step(strength=1.0, lambda_adv=0.5, gate=False, freeze_masking=False, **loss_options):
+    """Gradients of the autoencoder and of the masking network after one backward."""
+    torch.manual_seed(0)
+    model = TinyAutoencoder()
+    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4, strength=strength, gate=gate)
+    images = torch.randn(3, 3, 24, 24)
+    patch_mask = masking(images, generator=torch.Generator().manual_seed(0))
+    if freeze_masking:
+        patch_mask = patch_mask.detach()
+    criterion = CombinedAdversarialLoss(lambda_adv=lambda_adv, **loss_options)
+    loss = criterion(model(images, patch_mask), patchify(images, (4, 4)), patch_mask)
+    loss.backward()
+    return gradients(model), gradients(masking.network), loss.detach()
+
+
+@given(draws.masks(free_counts=True))
+def test_the_value_is_the_obvious_sum(case):
+    mask, grid = case
+    both = torch.randn(2, *mask.shape, 5, dtype=torch.float64)
+    pred, target = both
+    patch_mask = PatchMask.from_mask(mask, grid)
+    patch_mask.logits = torch.randn(mask.shape, dtype=torch.float64)
+    loss = CombinedAdversarialLoss(lambda_adv=0.3)(pred, target, patch_mask)
+    top = bottom = weighted = weight = 0.0
+    for row in range(mask.shape[0]):
+        for patch in range(mask.shape[1]):
+            if mask[row, patch]:
+                error = sum((p - t) ** 2 for p, t in zip(*both[:, row, patch], strict=True)) / 5
+                w = torch.sigmoid(patch_mask.logits[row, patch])
+                top, bottom = top + error, bottom + 1
+                weighted, weight = weighted + w * error, weight + w
+    assert torch.allclose(loss, top / bottom + 0.3 * weighted / weight)
+
+
+def test_nothing_reaches_the_autoencoder_through_the_mask():
+    """Its gradient is that of the same loss under the same mask as plain numbers, exactly."""
+    with_masking, adversary, _ = one_step()
+    without, nothing, _ = one_step(freeze_masking=True)
+    assert all(torch.equal(a, b) for a, b in zip(with_masking, without, strict=True))
+    assert all(g is not None and g.abs().max() > 0 for g in adversary[:1])
+    assert all(g is None for g in nothing)
+
+
+def test_the_masking_network_s_gradient_is_the_reversed_one():
+    """It is -strength * lambda times the gradient of the objective, and nothing of R or A."""
+    torch.manual_seed(0)
+    model = TinyAutoencoder()
+    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4, strength=-1.0)  # not reversed
+    images = torch.randn(3, 3, 24, 24)
+    patch_mask = masking(images, generator=torch.Generator().manual_seed(0))
+    pred = model(images, patch_mask).detach()
+    error = (pred - patchify(images, (4, 4))).square().mean(-1)
+    mask = patch_mask.mask
+    advantage = mask * (error - (error * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True))
+    ((advantage * patch_mask.surrogate).sum(1) / mask.sum(1)).mean().backward()
+    expected = gradients(masking.network)
+    for strength, lambda_adv in ((1.0, 0.5), (-1.0, 0.5), (0.25, 2.0), (0.0, 1.0)):
+        _, got, _ = one_step(strength, lambda_adv)
+        for g, e in zip(got, expected, strict=True):
+            assert torch.allclose(g, -strength * lambda_adv * e, atol=1e-8, rtol=1e-4)
+
+
+def test_a_step_makes_hard_masked_patches_score_higher():
+    """The direction that a user cares about: up at +1, down at -1."""
+    for strength in (1.0, -1.0):
+        torch.manual_seed(0)
+        masking = AdversarialMasking(mask_ratio=0.5, patch_size=4, strength=strength)
+        images = torch.randn(8, 3, 24, 24)
+        optimizer = torch.optim.SGD(masking.parameters(), lr=1e-2)
+        patch_mask = masking(images)
+        error = images.square().mean(1, keepdim=True)
+        error = nn.functional.avg_pool2d(error, 4).flatten(1)
+
+        def hard_minus_easy(logits, error=error, mask=patch_mask.mask):
+            mean = (error * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+            return (mask * (error - mean) * logits).sum().item()
+
+        before = hard_minus_easy(patch_mask.logits)
+        patch_mask.objective(error, patch_mask).backward()
+        optimizer.step()
+        change = hard_minus_easy(masking(images).logits) - before
+        assert change * strength > 0
+
+
+def test_with_strength_zero_the_network_gets_a_zero_gradient_not_none():
+    """DDP raises where a parameter gets none."""
+    _, adversary, _ = one_step(strength=0.0)
+    assert all(g is not None and not g.any() for g in adversary)
+
+
+def test_lambda_zero_is_the_reconstruction_alone():
+    with_loss, adversary, loss = one_step(lambda_adv=0.0)
+    torch.manual_seed(0)
+    model = TinyAutoencoder()
+    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4)
+    images = torch.randn(3, 3, 24, 24)
+    patch_mask = masking(images, generator=torch.Generator().manual_seed(0))
+    error = (model(images, patch_mask) - patchify(images, (4, 4))).square().mean(-1)
+    expected = (error * patch_mask.mask).sum() / patch_mask.mask.sum()
+    expected.backward()
+    assert torch.equal(loss, expected.detach())
+    for got, want in zip(with_loss, gradients(model), strict=True):
+        assert torch.allclose(got, want, atol=1e-7)
+    assert all(not g.any() for g in adversary)
+
+
+def test_the_gate_adds_the_reversed_reconstruction_gradient():
+    plain_model, plain, plain_loss = one_step()
+    gated_model, gated, gated_loss = one_step(gate=True)
+    assert torch.equal(plain_loss, gated_loss)
+    assert all(torch.equal(a, b) for a, b in zip(plain_model, gated_model, strict=True))
+    assert any(not torch.allclose(a, b) for a, b in zip(plain, gated, strict=True))
+
+
+def test_images_and_patches_give_the_same_terms():
+    torch.manual_seed(0)
+    images, pred = torch.randn(2, 2, 3, 24, 24)
+    patch_mask = AdversarialMasking(mask_ratio=0.5, patch_size=4)(images)
+    criterion = CombinedAdversarialLoss()
+    from_patches = criterion.terms(patchify(pred, (4, 4)), patchify(images, (4, 4)), patch_mask)
+    from_images = CombinedAdversarialLoss(channel=3).terms(pred, images, patch_mask)
+    for one, other in zip(from_patches, from_images, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_reconstruct_all_counts_every_patch_and_leaves_the_adversarial_term():
+    pred, target = torch.randn(2, 2, 9, 4)
+    patch_mask = RandomMasking(0.5, 1)(torch.zeros(2, 1, 3, 3))
+    masked = CombinedAdversarialLoss().terms(pred, target, patch_mask)
+    everything = CombinedAdversarialLoss(reconstruct="all").terms(pred, target, patch_mask)
+    assert torch.allclose(everything.reconstruction, (pred - target).square().mean())
+    assert torch.equal(everything.adversarial, masked.adversarial)
+
+
+def test_a_plain_mask_has_no_adversary_and_equal_weights():
+    pred, target = torch.randn(2, 2, 9, 4)
+    mask = torch.zeros(2, 9)
+    mask[:, :3] = 1
+    terms = CombinedAdversarialLoss().terms(pred, target, mask)
+    assert torch.equal(terms.reconstruction, terms.adversarial)
+    assert not terms.objective.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(criterion="L3"), r"\['L1', 'L2'\], got 'L3'"),
+        (dict(lambda_adv=-1), "cooperative mask is strength=-1"),
+        (dict(reconstruct="visible"), "'masked' or 'all', got 'visible'"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CombinedAdversarialLoss(**options)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    criterion = CombinedAdversarialLoss()
+    with pytest.raises(ValueError, match=r"got \(1, 4, 2\) and \(1, 5, 2\)"):
+        criterion(torch.zeros(1, 4, 2), torch.zeros(1, 5, 2))
+    patch_mask = RandomMasking(0.5, 1)(torch.zeros(1, 1, 3, 3))
+    with pytest.raises(ValueError, match=r"per-patch error of shape \(B, L\) = \(1, 9\)"):
+        criterion(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), patch_mask)

@@ -1,0 +1,144 @@
+"""Laws of PatchMask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+
+from amn_masking import PatchMask
+from amn_masking.mask import invert_permutation
+from tests import draws
+
+
+@given(draws.masks(free_counts=True))
+def test_ids_partition_the_patches_and_follow_the_mask(case):
+    mask, grid = case
+    patch_mask = PatchMask.from_mask(mask, grid)
+    length = mask.shape[1]
+    for row in range(len(mask)):
+        visible = (mask[row] == 0).nonzero().flatten().tolist()
+        kept = patch_mask.ids_keep[row]
+        if patch_mask.padding is not None:
+            kept = kept[~patch_mask.padding[row]]
+        assert sorted(kept.tolist()) == visible
+        assert sorted(patch_mask.ids_shuffle[row].tolist()) == list(range(length))
+    assert torch.equal(patch_mask.mask, mask)
+    assert not patch_mask.ids_shuffle.dtype.is_floating_point
+
+
+@given(draws.masks())
+def test_equal_counts_split_into_keep_and_mask(case):
+    mask, grid = case
+    patch_mask = PatchMask.from_mask(mask, grid)
+    assert patch_mask.visible_counts is None
+    assert patch_mask.padding is None
+    both = torch.cat([patch_mask.ids_keep, patch_mask.ids_mask], 1)
+    assert torch.equal(both.sort(1).values, torch.arange(mask.shape[1]).expand_as(mask))
+    assert torch.equal(mask.gather(1, patch_mask.ids_mask), torch.ones(patch_mask.ids_mask.shape))
+
+
+@given(draws.masks(free_counts=True))
+def test_ids_restore_inverts_ids_shuffle(case):
+    patch_mask = PatchMask.from_mask(*case)
+    identity = torch.arange(patch_mask.num_patches).expand_as(patch_mask.ids_shuffle)
+    assert torch.equal(patch_mask.ids_shuffle.gather(1, patch_mask.ids_restore), identity)
+    assert torch.equal(patch_mask.ids_restore.gather(1, patch_mask.ids_shuffle), identity)
+    assert torch.equal(invert_permutation(patch_mask.ids_restore), patch_mask.ids_shuffle)
+
+
+@given(draws.masks(free_counts=True))
+def test_gather_then_scatter_is_the_identity_on_visible_patches(case):
+    mask, grid = case
+    patch_mask = PatchMask.from_mask(mask, grid)
+    tokens = torch.randn(*mask.shape, 3)
+    token = torch.tensor([7.0, 8.0, 9.0])
+    back = patch_mask.scatter(patch_mask.gather_visible(tokens), token)
+    assert torch.equal(back, torch.where(mask[:, :, None].bool(), token, tokens))
+
+
+@given(draws.masks(free_counts=True))
+def test_gathered_tokens_are_the_reference_s_and_padding_is_zero(case):
+    mask, grid = case
+    patch_mask = PatchMask.from_mask(mask, grid)
+    tokens = torch.randn(*mask.shape, 2)
+    visible = patch_mask.gather_visible(tokens)
+    assert visible.shape[1] == int((1 - mask).sum(1).max())
+    for row in range(len(mask)):
+        expected = tokens[row][mask[row] == 0]
+        assert torch.equal(visible[row, : len(expected)], expected)
+        assert not visible[row, len(expected) :].any()
+
+
+@given(draws.masks())
+def test_permuting_the_batch_permutes_the_mask(case):
+    mask, grid = case
+    order = torch.randperm(len(mask))
+    straight, permuted = PatchMask.from_mask(mask, grid), PatchMask.from_mask(mask[order], grid)
+    assert torch.equal(permuted.ids_keep, straight.ids_keep[order])
+    assert torch.equal(permuted.ids_restore, straight.ids_restore[order])
+
+
+def test_apply_fills_masked_pixels_only():
+    mask = torch.tensor([[[1, 0], [0, 1], [0, 0]]])
+    patch_mask = PatchMask.from_mask(mask)
+    assert patch_mask.grid == (3, 2)
+    images = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(1, 2, 6, 4)
+    shown = patch_mask.apply(images, fill=-1.0)
+    for y in range(6):
+        for x in range(4):
+            hidden = bool(mask[0, y // 2, x // 2])
+            expected = torch.full((2,), -1.0) if hidden else images[0, :, y, x]
+            assert torch.equal(shown[0, :, y, x], expected)
+
+
+def test_gate_is_one_in_value_and_reaches_the_surrogate():
+    mask = torch.tensor([[1.0, 0, 0, 1]])
+    patch_mask = PatchMask.from_mask(mask, (2, 2))
+    soft = torch.zeros(1, 4, requires_grad=True)
+    patch_mask.surrogate = mask + (soft - soft.detach())
+    tokens = torch.randn(1, 4, 3)
+    plain = patch_mask.gather_visible(tokens)
+    patch_mask.gate = True
+    gated = patch_mask.gather_visible(tokens)
+    assert torch.equal(gated, plain)
+    gated.sum().backward()
+    assert torch.allclose(soft.grad, -tokens.sum(2) * (1 - mask))
+
+
+def test_detach_drops_every_gradient():
+    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2))
+    patch_mask.logits = torch.zeros(1, 2, requires_grad=True) * 2
+    patch_mask.surrogate = patch_mask.mask + patch_mask.logits
+    plain = patch_mask.detach()
+    assert not plain.surrogate.requires_grad
+    assert not plain.logits.requires_grad
+    assert torch.equal(plain.surrogate, patch_mask.mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "grid", "message"),
+    [
+        (torch.ones(3), None, r"\(B, L\) or \(B, h, w\)"),
+        (torch.tensor([[1.0, 0, 0]]), None, "does not fill a grid"),
+        (torch.tensor([[1.0, 0, 0]]), (2, 2), "does not fill a grid of 2 x 2"),
+        (torch.tensor([[0.5, 0]]), (1, 2), r"of 0 \(visible\) and 1 \(masked\)"),
+        (torch.tensor([[1.0, 1.0]]), (1, 2), "at least one visible and one masked"),
+        (torch.tensor([[1.0, 0], [0, 0]]), (1, 2), "at least one visible and one masked"),
+    ],
+)
+def test_from_mask_refuses(mask, grid, message):
+    with pytest.raises(ValueError, match=message):
+        PatchMask.from_mask(mask, grid)
+
+
+def test_wrong_tokens_are_refused_with_the_likely_reason():
+    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 0]]))
+    with pytest.raises(ValueError, match=r"\(1, 4, D\) for a 2 x 2 grid.*prefix tokens"):
+        patch_mask.gather_visible(torch.zeros(1, 5, 3))
+
+
+def test_ids_mask_of_unequal_counts_is_refused():
+    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0]]))
+    with pytest.raises(ValueError, match="mask different numbers"):
+        _ = patch_mask.ids_mask

@@ -1,0 +1,123 @@
+"""The masking network and what becomes of its score map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from amn_masking import MaskingNetwork
+from amn_masking.network import pool_scores, standardise_logits, to_logits
+from amn_masking.patches import grid_size, patchify, unpatchify
+from tests import draws
+
+
+def test_default_is_the_specification_s_network():
+    network = MaskingNetwork()
+    convolutions = [layer for layer in network.layers if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 3
+    for layer in convolutions:
+        assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+    assert [type(layer) for layer in network.layers[1::2]] == [nn.ReLU, nn.ReLU]
+    score_map = network(torch.randn(2, 3, 20, 28))
+    assert score_map.shape == (2, 1, 20, 28)
+    assert ((score_map > 0) & (score_map < 1)).all()
+
+
+def test_options_shape_the_network():
+    network = MaskingNetwork(
+        in_channels=1, num_layers=4, channels=5, kernel_size=5, downsample=4, norm="group"
+    )
+    assert network(torch.randn(1, 1, 16, 32)).shape == (1, 1, 4, 8)
+    assert sum(isinstance(layer, nn.GroupNorm) for layer in network.layers) == 3
+
+
+def test_a_patch_score_is_the_mean_of_its_part_of_the_score_map():
+    score_map = torch.rand(2, 1, 6, 8)
+    scores = pool_scores(score_map, (3, 2))
+    for row in range(3):
+        for column in range(2):
+            part = score_map[:, 0, 2 * row : 2 * row + 2, 4 * column : 4 * column + 4]
+            assert torch.allclose(scores[:, 2 * row + column], part.mean((1, 2)))
+
+
+@given(draws.grids, st.floats(-3, 3), st.floats(0.1, 10), st.floats(0.2, 5), draws.seeds)
+def test_standardised_logits_ignore_shift_and_scale(grid, shift, scale, temperature, seed):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(2, grid[0] * grid[1], generator=generator, dtype=torch.float64)
+    one = standardise_logits(z, temperature)
+    other = standardise_logits(z * scale + shift, temperature)
+    assert torch.allclose(one, other, atol=1e-4)
+    assert torch.allclose(one.std(1, correction=0) * temperature, torch.ones(2).double(), atol=1e-3)
+    assert one.mean(1).abs().max() < 1e-9
+
+
+def test_constant_scores_standardise_to_zero_with_a_finite_gradient():
+    z = torch.full((1, 9), 0.3, requires_grad=True)
+    out = standardise_logits(z)
+    out.sum().backward()
+    assert not out.any()
+    assert torch.isfinite(z.grad).all()
+
+
+def test_logits_invert_the_sigmoid_and_stay_finite_at_the_ends():
+    scores = torch.tensor([0.0, 1e-9, 0.1, 0.5, 0.99, 1.0])
+    logits = to_logits(scores)
+    assert torch.isfinite(logits).all()
+    assert torch.allclose(logits[2:5].sigmoid(), scores[2:5])
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
+def test_patchify_matches_the_obvious_loop_and_inverts(p_h, p_w, h, w):
+    images = torch.randn(2, 3, p_h * h, p_w * w)
+    patches = patchify(images, (p_h, p_w))
+    for row in range(h):
+        for column in range(w):
+            y, x = row * p_h, column * p_w
+            expected = images[:, :, y : y + p_h, x : x + p_w].permute(0, 2, 3, 1).flatten(1)
+            assert torch.equal(patches[:, row * w + column], expected)
+    assert torch.equal(unpatchify(patches, (p_h, p_w), (h, w)), images)
+
+
+@pytest.mark.parametrize("size", [(33, 32), (32, 40), (8, 32), (16, 8)])
+def test_a_grid_that_does_not_divide_is_refused(size):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels does not split.*16 x 16"):
+        grid_size(*size, (16, 16))
+
+
+def test_unpatchify_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"expected \(B, 6,"):
+        unpatchify(torch.zeros(1, 5, 12), (2, 2), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"downsample": 0}, "downsample must be at least 1"),
+        ({"norm": "batch"}, "None or 'group', got 'batch'"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MaskingNetwork(**options)
+
+
+def test_wrong_channels_are_refused():
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got \(1, 4, 8, 8\); set network="):
+        MaskingNetwork()(torch.zeros(1, 4, 8, 8))
+
+
+def test_downsample_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="downsample=3 does not divide images of 8 x 8"):
+        MaskingNetwork(downsample=3)(torch.zeros(1, 3, 8, 8))
+
+
+def test_downsample_that_does_not_divide_the_patch_is_refused():
+    score_map = MaskingNetwork(downsample=4)(torch.zeros(1, 3, 12, 12))
+    with pytest.raises(ValueError, match="downsample must divide the patch size"):
+        pool_scores(score_map, (2, 2))
