@@ -10,26 +10,7 @@ from torch import nn
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss, PatchMask, RandomMasking
 from amn_masking.patches import patchify
 from tests import draws
-
-
-class TinyAutoencoder(nn.Module):
-    """A plain PyTorch masked autoencoder: a token mixer over visible and mask tokens."""
-
-    def __init__(self, patch: int = 4, dim: int = 8, length: int = 36) -> None:
-        super().__init__()
-        self.patch = (patch, patch)
-        self.embed = nn.Linear(3 * patch * patch, dim)
-        self.position = nn.Parameter(torch.randn(length, dim) * 0.1)
-        self.mask_token = nn.Parameter(torch.randn(dim) * 0.1)
-        self.encoder = nn.TransformerEncoderLayer(dim, 2, 2 * dim, 0.0, batch_first=True)
-        self.decoder = nn.TransformerEncoderLayer(dim, 2, 2 * dim, 0.0, batch_first=True)
-        self.head = nn.Linear(dim, 3 * patch * patch)
-
-    def forward(self, images: torch.Tensor, patch_mask: PatchMask) -> torch.Tensor:
-        tokens = self.embed(patchify(images, self.patch)) + self.position
-        latent = self.encoder(patch_mask.gather_visible(tokens))
-        tokens = patch_mask.scatter(latent, self.mask_token) + self.position
-        return self.head(self.decoder(tokens))
+from tests.autoencoder import Autoencoder
 
 
 def gradients(module):
@@ -39,7 +20,7 @@ def gradients(module):
 def one_step(strength=1.0, lambda_adv=0.5, gate=False, freeze_masking=False, **loss_options):
     """Gradients of the autoencoder and of the masking network after one backward."""
     torch.manual_seed(0)
-    model = TinyAutoencoder()
+    model = Autoencoder()
     masking = AdversarialMasking(mask_ratio=0.5, patch_size=4, strength=strength, gate=gate)
     images = torch.randn(3, 3, 24, 24)
     patch_mask = masking(images, generator=torch.Generator().manual_seed(0))
@@ -82,7 +63,7 @@ def test_nothing_reaches_the_autoencoder_through_the_mask():
 def test_the_masking_network_s_gradient_is_the_reversed_one():
     """It is -strength * lambda times the gradient of the objective, and nothing of R or A."""
     torch.manual_seed(0)
-    model = TinyAutoencoder()
+    model = Autoencoder()
     masking = AdversarialMasking(mask_ratio=0.5, patch_size=4, strength=-1.0)  # not reversed
     images = torch.randn(3, 3, 24, 24)
     patch_mask = masking(images, generator=torch.Generator().manual_seed(0))
@@ -129,7 +110,7 @@ def test_with_strength_zero_the_network_gets_a_zero_gradient_not_none():
 def test_lambda_zero_is_the_reconstruction_alone():
     with_loss, adversary, loss = one_step(lambda_adv=0.0)
     torch.manual_seed(0)
-    model = TinyAutoencoder()
+    model = Autoencoder()
     masking = AdversarialMasking(mask_ratio=0.5, patch_size=4)
     images = torch.randn(3, 3, 24, 24)
     patch_mask = masking(images, generator=torch.Generator().manual_seed(0))

@@ -265,12 +265,71 @@ def test_what_cannot_work_is_refused(changes, error, message):
         step(build(**changes))
 
 
-def test_a_backbone_that_cannot_take_a_strategy_is_refused():
-    with pytest.raises(ValueError, match="expected a MAEViT backbone, got MAEHiViT"):
-        build(
-            backbone=dict(type="MAEHiViT", arch="tiny", patch_size=16),
-            masking=dict(type="RandomMasking"),
-        )
+HIVIT = dict(
+    backbone=dict(type="MAEHiViT", arch="tiny", img_size=64, patch_size=16),
+    neck=dict(
+        type="MAEPretrainDecoder",
+        num_patches=16,
+        embed_dim=384,
+        decoder_embed_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+    ),
+    head=dict(
+        type="MAEPretrainHead",
+        norm_pix=True,
+        loss=dict(type="PixelReconstructionLoss", criterion="L2"),
+    ),
+)
+
+
+def test_hivit_sees_exactly_the_strategy_s_visible_patches():
+    model = build(masking=dict(type="AdversarialMasking"), **HIVIT)
+    images, seen = torch.randn(2, 3, 64, 64), {}
+    made = model.masking.forward
+
+    def keep(pictures):
+        seen["mask"] = made(pictures)
+        return seen["mask"]
+
+    model.masking.forward = keep
+    model.backbone.patch_embed.register_forward_hook(lambda m, a, out: seen.update(tokens=out))
+    model.backbone.blocks[0].register_forward_pre_hook(lambda m, a: seen.update(entered=a[0]))
+    losses = model.loss(images, [])
+    losses["loss"].backward()
+    mask = seen["mask"].mask
+    assert seen["entered"].shape[1] == 4
+    for row in range(2):
+        ids = seen["mask"].ids_keep[row]
+        assert not mask[row][ids].any()
+        assert torch.equal(seen["entered"][row], seen["tokens"][row][ids])
+    assert model.masking.network.layers[0].weight.grad.abs().max() > 0
+    assert "masking_id" not in vars(model.backbone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(backbone=dict(type="VisionTransformer"), masking=dict(type="RandomMasking")),
+            "expected a MAEViT or MAEHiViT backbone, got VisionTransformer",
+        ),
+        (
+            HIVIT | dict(masking=dict(type="AdversarialMasking", threshold=dict(type="mean"))),
+            r"MAE with MAEHiViT needs the same number.*use threshold=dict\(type='quantile'\)",
+        ),
+        (HIVIT | dict(masking=dict(type="AdversarialMasking", gate=True)), "leave out gate=True"),
+    ],
+)
+def test_a_strategy_that_the_backbone_cannot_take_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_a_mask_over_another_grid_is_refused_by_hivit():
+    model = build(masking=dict(type="RandomMasking", patch_size=32), **HIVIT)
+    with pytest.raises(ValueError, match="over 16 patches, got a grid of 2 x 2"):
+        model.loss(torch.randn(1, 3, 64, 64), [])
 
 
 @given(draws.masks(), st.sampled_from(["L1", "L2"]), st.sampled_from([None, 1, 3]), st.booleans())

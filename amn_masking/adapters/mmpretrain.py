@@ -7,10 +7,9 @@ own registry, because dicts that a ``mmpretrain::`` base brings in are looked up
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 try:
     from mmengine.dataset import default_collate, pseudo_collate
-    from mmengine.logging import MessageHub
     from mmengine.registry import FUNCTIONS
     from mmpretrain.models import selfsup
     from mmpretrain.models.selfsup.base import BaseSelfSupervisor
@@ -32,6 +30,13 @@ except ImportError as error:
     ) from error
 
 from amn_masking.adapters.mmpretrain_hooks import MaskingPicturesHook
+from amn_masking.adapters.mmpretrain_seams import (
+    hidden_padding,
+    ignoring_scope,
+    overridden,
+    seen_by_loss,
+    training_progress,
+)
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics
@@ -83,11 +88,16 @@ class MaskingMixin(BaseSelfSupervisor):
                 f"masking={type(masking).__name__} is not a masking strategy; expected None or one "
                 "of type 'AdversarialMasking', 'RandomMasking', or a MaskingStrategy of your own"
             )
-        if masking.free_counts:
+        if masking.free_counts and not self.takes_free_counts():
             raise ValueError(
-                f"{type(self).__name__} keeps the same number of visible patches in every image, "
-                f"but {type(masking).__name__} leaves the count free; use "
-                "threshold=dict(type='quantile')"
+                f"{type(self).__name__} with {type(self.backbone).__name__} needs the same number "
+                f"of visible patches in every image, but {type(masking).__name__} leaves the count "
+                "free; use threshold=dict(type='quantile')"
+            )
+        if getattr(masking, "gate", False) and not self.takes_gate():
+            raise ValueError(
+                f"{type(self).__name__} with {type(self.backbone).__name__} takes ids of visible "
+                "patches, through which no gradient flows; leave out gate=True"
             )
         loss = self.adversarial_loss(masking)
         if loss is not None and loss is not self.head.loss_module and loss.reconstruct != "masked":
@@ -152,6 +162,14 @@ class MaskingMixin(BaseSelfSupervisor):
         """
         raise NotImplementedError
 
+    def takes_free_counts(self) -> bool:
+        """Whether images of a batch may keep different numbers of patches."""
+        return False
+
+    def takes_gate(self) -> bool:
+        """Whether the mask multiplies tokens, so that ``gate=True`` has an effect."""
+        return False
+
     def masking_defaults(self) -> dict[str, Any]:
         """What the method itself says about patch size, mask ratio, channels and criterion."""
         raise NotImplementedError
@@ -162,31 +180,58 @@ class MaskingMixin(BaseSelfSupervisor):
 
 
 class MAE(MaskingMixin, selfsup.MAE):
-    """mmpretrain's MAE (MAEViT backbone) with ``masking=``."""
+    """mmpretrain's MAE, on a MAEViT or MAEHiViT backbone, with ``masking=``.
+
+    With a MAEViT the images of a batch may keep different numbers of patches: the encoder runs on
+    the longest row with the padding hidden from attention, and the decoder gets mask tokens in
+    its place, so that each image comes out as it would alone.
+    """
 
     def check_method(self) -> None:
-        if not isinstance(self.backbone, selfsup.MAEViT):
+        if not isinstance(self.backbone, (selfsup.MAEViT, selfsup.MAEHiViT)):
             raise ValueError(
-                f"masking= expected a MAEViT backbone, got {type(self.backbone).__name__}; use "
-                "backbone=dict(type='MAEViT', ...) or leave masking out"
+                "masking= expected a MAEViT or MAEHiViT backbone, got "
+                f"{type(self.backbone).__name__}; use backbone=dict(type='MAEViT', ...) or leave "
+                "masking out"
             )
 
+    def takes_free_counts(self) -> bool:
+        return isinstance(self.backbone, selfsup.MAEViT)
+
+    takes_gate = takes_free_counts
+
     def masking_defaults(self) -> dict[str, Any]:
-        projection = self.backbone.patch_embed.projection
+        embed = self.backbone.patch_embed
+        convolution = getattr(embed, "projection", None) or embed.proj
         penalty = getattr(self.head.loss_module, "penalty", None)
         return {
             "mask_ratio": self.backbone.mask_ratio,
-            "patch_size": tuple(projection.stride),
-            "network": {"in_channels": projection.in_channels},
+            "patch_size": self.head.patch_size,
+            "network": {"in_channels": convolution.in_channels},
             "loss": {"criterion": "L1" if isinstance(penalty, nn.L1Loss) else "L2"},
         }
 
     @contextmanager
     def inject(self, patch_mask: PatchMask) -> Iterator[None]:
-        def use_patch_mask(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+        def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
             return patch_mask.gather_visible(x), patch_mask.mask, patch_mask.ids_restore
 
-        with overridden(self.backbone, "random_masking", use_patch_mask):
+        def masking_id(batch_size: int, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+            if patch_mask.mask.shape != (batch_size, self.backbone.num_patches):
+                raise ValueError(
+                    f"expected a mask over {self.backbone.num_patches} patches, got a grid of "
+                    f"{patch_mask.grid[0]} x {patch_mask.grid[1]}; set the strategy's patch_size "
+                    "to the method's"
+                )
+            return patch_mask.ids_keep, patch_mask.ids_restore, patch_mask.mask
+
+        with ExitStack() as stack:
+            if isinstance(self.backbone, selfsup.MAEViT):
+                stack.enter_context(overridden(self.backbone, "random_masking", random_masking))
+            else:
+                stack.enter_context(overridden(self.backbone, "masking_id", masking_id))
+            if patch_mask.padding is not None:
+                stack.enter_context(hidden_padding(self.backbone, self.neck, patch_mask.padding))
             yield
 
     @torch.no_grad()
@@ -214,64 +259,6 @@ class MAE(MaskingMixin, selfsup.MAE):
             deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
             pred = pred * deviation + patches.mean(-1, keepdim=True)
         return patch_mask, unpatchify(pred, self.masking.patch_size, patch_mask.grid)
-
-
-@contextmanager
-def overridden(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
-    """For the duration, a method of this one instance is replaced."""
-    setattr(module, name, function)
-    try:
-        yield
-    finally:
-        delattr(module, name)
-
-
-@contextmanager
-def seen_by_loss(loss_module: nn.Module, patch_mask: PatchMask) -> Iterator[list[Tensor]]:
-    """For the duration, collects ``[pred, target]`` as the head's loss module gets them.
-
-    A :class:`CombinedAdversarialLoss` is given the whole PatchMask in place of the plain mask.
-    """
-    seen: list[Tensor] = []
-
-    def look(
-        module: nn.Module, pred: Tensor, target: Tensor, mask: Tensor | None = None
-    ) -> tuple[tuple, dict]:
-        seen[:] = pred, target
-        return (
-            pred,
-            target,
-            patch_mask if isinstance(module, CombinedAdversarialLoss) else mask,
-        ), {}
-
-    handle = loss_module.register_forward_pre_hook(
-        lambda module, args, kwargs: look(module, *args, **kwargs), with_kwargs=True
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def training_progress() -> float:
-    """Share of the current run's iterations that are done, in [0, 1]; 0 outside a Runner."""
-    hub = MessageHub.get_current_instance()
-    max_iters = hub.get_info("max_iters", 0)
-    return min(1.0, hub.get_info("iter", 0) / max_iters) if max_iters else 0.0
-
-
-def ignoring_scope(function: Callable) -> Callable:
-    """A collate function that can be built from a dict with mmengine's ``_scope_`` mark.
-
-    ``_base_ = 'mmpretrain::...'`` puts the mark on ``collate_fn=dict(type='default_collate')``,
-    and mmengine passes it on as an argument. A user without a config of their own cannot mend it.
-    """
-
-    @functools.wraps(function)
-    def collate(data_batch: Any, _scope_: str | None = None, **kwargs: Any) -> Any:
-        return function(data_batch, **kwargs)
-
-    return collate
 
 
 for collate_function in (default_collate, pseudo_collate):

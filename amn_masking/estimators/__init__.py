@@ -1,8 +1,16 @@
 """From a hard mask and its logits to a surrogate mask, and to the masking network's objective."""
 
 from amn_masking.estimators.base import Estimator
+from amn_masking.estimators.gumbel import Gumbel
+from amn_masking.estimators.ranking import Ranking
+from amn_masking.estimators.score_function import ScoreFunction
 from amn_masking.estimators.straight_through import StraightThrough
 
-ESTIMATORS: dict[str, type[Estimator]] = {"straight_through": StraightThrough}
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "straight_through": StraightThrough,
+    "gumbel": Gumbel,
+    "score_function": ScoreFunction,
+    "ranking": Ranking,
+}
 
-__all__ = ["ESTIMATORS", "Estimator", "StraightThrough"]
+__all__ = ["ESTIMATORS", "Estimator", "Gumbel", "Ranking", "ScoreFunction", "StraightThrough"]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from amn_masking.estimators import ESTIMATORS
+from amn_masking.estimators import ESTIMATORS, ScoreFunction
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.network import MaskingNetwork, pool_scores, standardise_logits, to_logits
@@ -35,8 +35,8 @@ class AdversarialMasking(MaskingStrategy):
         patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
             the method's own.
         network: arguments of :class:`MaskingNetwork`.
-        threshold: ``dict(type='quantile' | 'mean', ...)``.
-        estimator: ``dict(type='straight_through', ...)``.
+        threshold: ``dict(type='quantile' | 'mean' | 'tracking', ...)``.
+        estimator: ``dict(type='straight_through' | 'gumbel' | 'score_function' | 'ranking', ...)``.
         strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
             frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
             ``dict(type='linear', start=-1, end=1)`` over the course of training.
@@ -86,6 +86,16 @@ class AdversarialMasking(MaskingStrategy):
         )
         self.strength_schedule = as_schedule(strength, "strength", -1.0, 1.0)
         self.random_share_schedule = as_schedule(random_share, "random_share", 0.0, 1.0)
+        if (
+            isinstance(self.estimator, ScoreFunction)
+            and self.free_counts
+            and (self.random_share_schedule.start or self.random_share_schedule.end)
+        ):
+            raise ValueError(
+                "estimator 'score_function' with a free count expected random_share=0, because the "
+                f"log-probability of a mask is only known then, got {random_share}; use "
+                "threshold=dict(type='quantile') or another estimator"
+            )
         self.standardise = standardise
         self.temperature = temperature
         self.gate = gate
@@ -131,14 +141,14 @@ class AdversarialMasking(MaskingStrategy):
             if self.training:
                 keys = self.estimator.keys(logits, self.free_counts, generator)
             selection = self.threshold(
-                keys, torch.sigmoid(logits.detach()), grid, self.random_share, generator
+                keys, torch.sigmoid(logits), grid, self.random_share, generator
             )
             patch_mask = selection.patch_mask
             patch_mask.surrogate = self.estimator.surrogate(logits, keys, selection)
         patch_mask.logits = logits
         patch_mask.patch_scores = patch_scores.detach()
         patch_mask.score_map = score_map.detach()
-        patch_mask.threshold = torch.sigmoid(selection.tau).squeeze(1)
+        patch_mask.threshold = torch.sigmoid(selection.tau.detach()).squeeze(1)
         patch_mask.random = selection.random
         patch_mask.objective = self.estimator.objective
         patch_mask.gate = self.gate

@@ -3,7 +3,12 @@
 from amn_masking.thresholds.mean import Mean
 from amn_masking.thresholds.quantile import Quantile
 from amn_masking.thresholds.selection import Selection, Threshold
+from amn_masking.thresholds.tracking import Tracking
 
-THRESHOLDS: dict[str, type[Threshold]] = {"quantile": Quantile, "mean": Mean}
+THRESHOLDS: dict[str, type[Threshold]] = {
+    "quantile": Quantile,
+    "mean": Mean,
+    "tracking": Tracking,
+}
 
-__all__ = ["THRESHOLDS", "Mean", "Quantile", "Selection", "Threshold"]
+__all__ = ["THRESHOLDS", "Mean", "Quantile", "Selection", "Threshold", "Tracking"]

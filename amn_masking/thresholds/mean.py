@@ -88,4 +88,5 @@ def select_above(
     selection = select(keys, num_masked, grid, random_share, generator)
     # Where a bound cut the count, the threshold that is in force is the order statistic.
     selection.tau = torch.where((wanted == num_masked)[:, None], tau_logit, selection.tau)
+    selection.free_counts = True
     return selection

@@ -17,13 +17,16 @@ class Selection:
 
     Attributes:
         patch_mask: the mask, without a surrogate yet.
-        tau: ``(B, 1)`` the threshold on the scale of the keys: masked where key > tau.
+        tau: ``(B, 1)`` the threshold on the scale of the keys: masked where key > tau. For free
+            counts with the gradient of the scores that it was made from.
         random: ``(B, L)`` bool, patches that were masked at random; None if there are none.
+        free_counts: whether the count came from tau, and not tau from the count.
     """
 
     patch_mask: PatchMask
     tau: Tensor
     random: Tensor | None = None
+    free_counts: bool = False
 
 
 class Threshold(nn.Module):
@@ -47,7 +50,7 @@ class Threshold(nn.Module):
 
         Args:
             keys: ``(B, L)`` finite, no gradient; larger is masked first.
-            scores: ``(B, L)`` in (0, 1), the scores without noise.
+            scores: ``(B, L)`` in (0, 1), the scores without noise, with a gradient.
             grid: patches per column and per row.
             random_share: share in [0, 1] of each image's masked patches to draw uniformly.
             generator: source of the tie-breaks and of the random share.
