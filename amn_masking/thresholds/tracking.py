@@ -19,11 +19,13 @@ class Tracking(Threshold):
 
     The offset integrates the batch's error in ratio, so that its expectation is at rest only where
     the mean ratio is ``mask_ratio``, whatever ``ratio_range`` cuts. The error is scaled by the
-    slope of the batch's own quantile function around the target, offset per ratio: a step then
-    closes the share ``gain`` of the gap at any scale and shape of the scores, without ringing. An
-    offset outside the range of the batch's scores, after a jump, is first brought to its edge.
+    slope of the scores' quantile function around the target, offset per ratio: a step then closes
+    the share ``gain`` of the gap at any scale and shape of the scores, without ringing. It is the
+    slope of the batch before, because this batch's own goes with its error and would bias the
+    mean. An offset far outside the range of the batch's scores, after a jump, is first brought
+    near it. Where there is no slope yet the batch's own quantile is the offset.
 
-    The offset moves in ``train()`` only. It is a buffer: saved in checkpoints, and under
+    Both move in ``train()`` only. They are buffers: saved in checkpoints, and under
     ``torch.distributed`` averaged over the ranks in every step, so equal on all of them.
 
     Args:
@@ -37,7 +39,7 @@ class Tracking(Threshold):
 
     free_counts = True
     offset: Tensor
-    started: Tensor
+    slope: Tensor
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class Tracking(Threshold):
             raise ValueError(f"gain is the share of the gap to close, in (0, 1], got {gain}")
         self.gain = gain
         self.register_buffer("offset", torch.zeros(()))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("slope", torch.zeros(()))
 
     def forward(
         self,
@@ -72,25 +74,27 @@ class Tracking(Threshold):
             return self._select(keys, mean + self.offset, grid, random_share, generator)
         deviations = (torch.sigmoid(keys) - mean.detach()).flatten().sort().values
         first = quantile(deviations, 1 - self.mask_ratio)
-        offset = torch.where(self.started, self.offset, first)
+        offset = torch.where(self.slope > 0, self.offset, first)
         selection = self._select(keys, mean + offset, grid, random_share, generator)
         error = selection.patch_mask.mask.mean() - self.mask_ratio
+        margin = (deviations[-1] - deviations[0]) / 2
+        inside = offset.clamp(deviations[0] - margin, deviations[-1] + margin)
         low, high = max(1 - self.mask_ratio - BAND, 0.0), min(1 - self.mask_ratio + BAND, 1.0)
         slope = (quantile(deviations, high) - quantile(deviations, low)) / (high - low)
-        self._move(offset.clamp(deviations[0], deviations[-1]) + self.gain * error * slope)
+        self._move(inside + self.gain * error * self.slope, slope)
         return selection
 
     def _select(self, keys: Tensor, tau: Tensor, *args: Any) -> Selection:
         return select_above(keys, tau, self.ratio_range, *args)
 
     @torch.no_grad()
-    def _move(self, offset: Tensor) -> None:
-        offset = offset.to(self.offset.dtype)
+    def _move(self, offset: Tensor, slope: Tensor) -> None:
+        state = torch.stack([offset, slope]).to(self.offset.dtype)
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(offset)
-            offset = offset / distributed.get_world_size()
-        self.offset.copy_(offset)
-        self.started.fill_(True)
+            distributed.all_reduce(state)
+            state = state / distributed.get_world_size()
+        self.offset.copy_(state[0])
+        self.slope.copy_(state[1])
 
     def extra_repr(self) -> str:
         return f"mask_ratio={self.mask_ratio}, ratio_range={self.ratio_range}, gain={self.gain}"
