@@ -63,7 +63,7 @@ class CombinedAdversarialLoss(nn.Module):
         super().__init__()
         if criterion not in CRITERIA:
             raise ValueError(f"criterion must be one of {sorted(CRITERIA)}, got {criterion!r}")
-        if lambda_adv < 0:
+        if not lambda_adv >= 0:
             raise ValueError(
                 f"lambda_adv weights the adversarial term and cannot be negative, got "
                 f"{lambda_adv}; a cooperative mask is strength=-1 on AdversarialMasking"

@@ -122,7 +122,7 @@ def standardise_logits(logits: Tensor, temperature: float = 1.0, eps: float = 1e
     """Zero mean and standard deviation 1 / temperature over each image's patches.
 
     The network then chooses an order of the patches and not a scale. With free logits their
-    spread grows without bound and the masks freeze (docs: keeping the adversary honest).
+    spread was seen to grow without bound and the masks to freeze.
 
     Args:
         logits: ``(B, L)``.

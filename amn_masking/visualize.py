@@ -1,4 +1,4 @@
-"""Pictures of masks. Needs matplotlib: ``pip install 'amn-masking[viz]'``."""
+"""Pictures of masks. Needs matplotlib, the extra ``viz``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw_masks(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "pictures of masks need matplotlib; install it with pip install 'amn-masking[viz]'"
+            "pictures of masks need matplotlib; install it with pip install matplotlib"
         ) from error
 
     size = images.shape[-2:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -122,10 +124,25 @@ def test_random_masking_is_stock_bit_for_bit():
     assert "adversarial" not in other
 
 
-def test_lambda_zero_is_the_stock_loss_under_the_learned_mask():
-    zero = dict(type="AdversarialMasking", loss=dict(lambda_adv=0.0))
-    losses, _ = step(build(masking=zero))
-    assert torch.equal(losses["loss"], losses["reconstruction"])
+def test_lambda_zero_is_stock_under_the_same_mask_bit_for_bit():
+    """The stock model is given the learned mask by hand."""
+    ours = build(masking=dict(type="AdversarialMasking", loss=dict(lambda_adv=0.0)))
+    made, kept = ours.masking.forward, []
+    ours.masking.forward = lambda images: kept.append(made(images)) or kept[-1]
+    losses, gradients = step(ours)
+
+    stock = build("MAE")
+    assert type(stock) is StockMAE
+    (patch_mask,) = kept
+    stock.backbone.random_masking = lambda x, ratio: (
+        x.gather(1, patch_mask.ids_keep[:, :, None].expand(-1, -1, x.shape[2])),
+        patch_mask.mask,
+        patch_mask.ids_restore,
+    )
+    expected, stock_gradients = step(stock)
+    assert torch.equal(losses["loss"], expected["loss"])
+    assert_same_gradients(stock_gradients, gradients)
+    assert all(not gradients[name].any() for name in gradients if not of_autoencoder(name))
 
 
 def test_the_encoder_sees_exactly_the_strategy_s_visible_patches():
@@ -185,6 +202,7 @@ def test_the_log_holds_the_parts_and_they_add_up():
     for key in ("mask_ratio", "mask_ratio_min", "mask_ratio_max"):
         assert losses[key] == 0.75
     assert losses["score_spread"] > 0
+    assert losses["strength"] == 1
     assert all("loss" not in key for key in losses if key != "loss")
     assert not any(losses[key].requires_grad for key in losses if key != "loss")
 
@@ -241,7 +259,8 @@ def test_features_do_not_depend_on_the_strategy():
     ("changes", "error", "message"),
     [
         (dict(masking=dict(type="MAEViT")), TypeError, "MAEViT is not a masking strategy"),
-        (dict(masking=dict(type="Nothing")), KeyError, "Nothing is not in the"),
+        (dict(masking=dict(type="Nothing")), ValueError, "registered strategy.*got type 'Nothing'"),
+        (dict(masking=dict(mask_ratio=0.5)), ValueError, "registered strategy.*got type None"),
         (dict(masking=dict(type="AdversarialMasking", patch_size=7)), ValueError, "of 7 x 7"),
         (
             dict(masking=dict(type="AdversarialMasking", patch_size=4)),
@@ -375,3 +394,4 @@ def test_a_scope_mark_on_the_collate_function_does_no_harm(name):
     collate = FUNCTIONS.get(name)
     marked, plain = collate(batch, _scope_="mmpretrain"), collate(batch)
     assert str(marked) == str(plain)
+    assert pickle.loads(pickle.dumps(collate)) is collate  # workers may be spawned

@@ -165,12 +165,9 @@ def test_mask_ratio_that_is_no_number_is_refused(ratio):
         Quantile(ratio)
 
 
-@pytest.mark.parametrize(("ratio", "missing"), [(0.9, "visible"), (1e-12, "masked")])
+@pytest.mark.parametrize(("ratio", "missing"), [(0.9, "visible"), (1e-17, "masked")])
 def test_a_ratio_that_leaves_nothing_is_refused(ratio, missing):
     keys = torch.zeros(1, 4)
-    if missing == "masked":
-        assert int(4 * (1 - 1e-17)) == 4
-        ratio = 1e-17
     with pytest.raises(ValueError, match=f"leaves none {missing}"):
         Quantile(ratio)(keys, keys, (2, 2))
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 try:
-    from mmengine.dataset import default_collate, pseudo_collate
     from mmengine.registry import FUNCTIONS
     from mmpretrain.models import selfsup
     from mmpretrain.models.selfsup.base import BaseSelfSupervisor
@@ -25,15 +24,16 @@ try:
 except ImportError as error:
     raise ImportError(
         "the mmpretrain adapter expected mmengine, mmcv and mmpretrain, but one cannot be imported "
-        f"({error}). Install them with pip install 'amn-masking[mmpretrain]', or with "
-        "'amn-masking[onedl]' for the maintained forks (one of the two per environment)"
+        f"({error}). Install amn-masking with its extra [mmpretrain], as in pip install -e "
+        "'.[mmpretrain]', or with [onedl] for the maintained forks (one of the two per environment)"
     ) from error
 
 from amn_masking.adapters.mmpretrain_hooks import MaskingPicturesHook
 from amn_masking.adapters.mmpretrain_seams import (
+    default_collate_any_scope,
     hidden_padding,
-    ignoring_scope,
     overridden,
+    pseudo_collate_any_scope,
     seen_by_loss,
     training_progress,
 )
@@ -43,6 +43,8 @@ from amn_masking.meters import mask_statistics
 from amn_masking.patches import patchify, unpatchify
 from amn_masking.registry import HOOKS, MODELS
 from amn_masking.strategies import AdversarialMasking, MaskingStrategy, RandomMasking
+
+STRATEGIES = "'AdversarialMasking' or 'RandomMasking'"
 
 
 class MaskingMixin(BaseSelfSupervisor):
@@ -69,24 +71,31 @@ class MaskingMixin(BaseSelfSupervisor):
 
         Raises:
             TypeError: ``masking`` is not a masking strategy.
-            ValueError: the strategy does not suit this method.
+            ValueError: an unknown strategy, or one that does not suit this method.
         """
         self.check_method()
         if isinstance(masking, Mapping):
             config = dict(masking)
-            cls = MMPRETRAIN_MODELS.get(config.get("type", ""))
-            parameters = inspect.signature(cls).parameters if inspect.isclass(cls) else {}
+            kind = config.get("type")
+            cls = MMPRETRAIN_MODELS.get(kind) if isinstance(kind, str) else kind
+            if cls is None:
+                raise ValueError(
+                    f"masking= expected dict(type=...) with a registered strategy, {STRATEGIES}, "
+                    f"got type {kind!r}"
+                )
+            parameters = inspect.signature(cls).parameters
             for key, value in self.masking_defaults().items():
                 if key in parameters:
-                    merge = isinstance(value, Mapping)
-                    config[key] = (
-                        {**value, **(config.get(key) or {})} if merge else config.get(key, value)
-                    )
+                    given = config.get(key)
+                    if given is None:
+                        config[key] = value
+                    elif isinstance(value, Mapping) and isinstance(given, Mapping):
+                        config[key] = {**value, **given}
             masking = MMPRETRAIN_MODELS.build(config)
         if not isinstance(masking, MaskingStrategy):
             raise TypeError(
-                f"masking={type(masking).__name__} is not a masking strategy; expected None or one "
-                "of type 'AdversarialMasking', 'RandomMasking', or a MaskingStrategy of your own"
+                f"masking={type(masking).__name__} is not a masking strategy; expected None, "
+                f"{STRATEGIES} or a MaskingStrategy of your own"
             )
         if masking.free_counts and not self.takes_free_counts():
             raise ValueError(
@@ -118,7 +127,7 @@ class MaskingMixin(BaseSelfSupervisor):
         """The method's loss under the strategy's mask, with the adversarial terms.
 
         Besides ``loss`` the dict holds numbers for the log, without gradient: ``reconstruction``,
-        ``adversarial`` and the mask's statistics.
+        ``adversarial``, the mask's statistics and the adversary's ``strength``.
         """
         if self.masking is None:
             return super().loss(inputs, data_samples, **kwargs)
@@ -131,6 +140,8 @@ class MaskingMixin(BaseSelfSupervisor):
             losses = super().loss(inputs, data_samples, **kwargs)
         losses.update(self.adversarial_terms(losses["loss"], patch_mask, *seen))
         losses.update(mask_statistics(patch_mask))
+        if hasattr(self.masking, "strength"):
+            losses["strength"] = inputs.new_full((), self.masking.strength)
         return losses
 
     def adversarial_terms(
@@ -261,10 +272,8 @@ class MAE(MaskingMixin, selfsup.MAE):
         return patch_mask, unpatchify(pred, self.masking.patch_size, patch_mask.grid)
 
 
-for collate_function in (default_collate, pseudo_collate):
-    FUNCTIONS.register_module(
-        name=collate_function.__name__, module=ignoring_scope(collate_function), force=True
-    )
+FUNCTIONS.register_module(name="default_collate", module=default_collate_any_scope, force=True)
+FUNCTIONS.register_module(name="pseudo_collate", module=pseudo_collate_any_scope, force=True)
 MODELS.register_module(module=MAE)
 for part in (AdversarialMasking, RandomMasking, CombinedAdversarialLoss):
     MODELS.register_module(module=part)

@@ -22,8 +22,9 @@ class MaskingPicturesHook(Hook):
 
     A row per image: input | score map | masked input | reconstruction. The images are taken from
     the training set once, evenly spaced, and stay the same, so that pictures of one run can be
-    compared. The first picture is drawn before training, the last one at its end. Drawing does
-    not move the random numbers of the training.
+    compared. The first picture is drawn before training, the last one at its end. A learned mask
+    is drawn without its exploration noise: what the network would hide first. Drawing does not
+    move the random numbers of the training.
 
     Args:
         interval: draw every so many epochs, or iterations.
@@ -104,7 +105,8 @@ class MaskingPicturesHook(Hook):
 def same_random_numbers(seed: int) -> Iterator[None]:
     """Within, the random numbers of ``seed``; after, those of before go on undisturbed."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
@@ -92,15 +93,14 @@ def training_progress() -> float:
     return min(1.0, hub.get_info("iter", 0) / max_iters) if max_iters else 0.0
 
 
-def ignoring_scope(function: Callable) -> Callable:
-    """A collate function that can be built from a dict with mmengine's ``_scope_`` mark.
+# `_base_ = 'mmpretrain::...'` puts mmengine's `_scope_` mark on collate_fn=dict(type=...), and
+# mmengine passes it on as an argument, which the stock functions do not take. A user without a
+# config of their own cannot mend it, so these stand in. Module-level: workers may be spawned.
+def default_collate_any_scope(data_batch: Any, _scope_: str | None = None) -> Any:
+    """mmengine's ``default_collate``, whatever scope it was named in."""
+    return default_collate(data_batch)
 
-    ``_base_ = 'mmpretrain::...'`` puts the mark on ``collate_fn=dict(type='default_collate')``,
-    and mmengine passes it on as an argument. A user without a config of their own cannot mend it.
-    """
 
-    @functools.wraps(function)
-    def collate(data_batch: Any, _scope_: str | None = None, **kwargs: Any) -> Any:
-        return function(data_batch, **kwargs)
-
-    return collate
+def pseudo_collate_any_scope(data_batch: Any, _scope_: str | None = None) -> Any:
+    """mmengine's ``pseudo_collate``, whatever scope it was named in."""
+    return pseudo_collate(data_batch)

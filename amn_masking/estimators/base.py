@@ -21,8 +21,11 @@ class Estimator(ABC):
         ValueError: a negative scale.
     """
 
+    # Whether the surrogate has a gradient at every patch, visible ones included.
+    differentiable = False
+
     def __init__(self, noise: float = 1.0) -> None:
-        if noise < 0:
+        if not noise >= 0:
             raise ValueError(f"noise is a scale and cannot be negative, got {noise}")
         self.noise = noise
 
@@ -62,7 +65,8 @@ class Estimator(ABC):
         """sum(m * (sg(l) - b) * (surrogate - m)) / K over each image's patches, batch mean.
 
         A scalar of value 0. Visible patches count for nothing: a masked autoencoder's prediction
-        there is untrained. b is :meth:`baseline`, K the image's number of masked patches.
+        there is untrained. b is :meth:`baseline`, K the image's number of masked patches; where
+        b is the mean over them, one masked patch alone gives no gradient.
 
         Args:
             error: ``(B, L)`` per-patch error l.

@@ -25,6 +25,8 @@ class Gumbel(Estimator):
         ValueError: a value out of range.
     """
 
+    differentiable = True
+
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__(noise=1.0)
         self.temperature = check_temperature(temperature)

@@ -24,6 +24,8 @@ class StraightThrough(Estimator):
         ValueError: a value out of range.
     """
 
+    differentiable = True
+
     def __init__(self, temperature: float = 1.0, noise: float = 1.0) -> None:
         super().__init__(noise)
         self.temperature = check_temperature(temperature)

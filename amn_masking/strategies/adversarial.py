@@ -16,6 +16,7 @@ from amn_masking.network import MaskingNetwork, pool_scores, standardise_logits,
 from amn_masking.schedules import as_schedule
 from amn_masking.strategies.base import MaskingStrategy
 from amn_masking.thresholds import THRESHOLDS
+from amn_masking.thresholds.selection import check_mask_ratio
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ class AdversarialMasking(MaskingStrategy):
     0/1 mask; an estimator gives that mask a gradient, reversed, so that the step that lets the
     autoencoder descend lets the network ascend.
 
-    In ``eval()`` the mask follows the scores without exploration noise.
+    In ``eval()`` the mask follows the scores without exploration noise; in ``train()`` the noise
+    makes it a sample, so that no patch is masked for certain.
 
     Args:
         mask_ratio: share of the patches to mask, in (0, 1), for thresholds that hold one. In
@@ -42,8 +44,9 @@ class AdversarialMasking(MaskingStrategy):
             ``dict(type='linear', start=-1, end=1)`` over the course of training.
         random_share: share in [0, 1] of the masked patches to draw uniformly; a number or a
             schedule.
-        standardise: whether the logits are standardised per image (docs: keeping the adversary
-            honest).
+        standardise: whether the logits are standardised per image, so that the network chooses an
+            order and not a scale. The specification has none: False, with
+            ``threshold=dict(type='mean')``, is its loop to the letter.
         temperature: > 0, of the standardised logits; larger samples closer to uniform.
         gate: whether the masking network also gets the reversed reconstruction gradient through
             the visible tokens.
@@ -70,20 +73,14 @@ class AdversarialMasking(MaskingStrategy):
         loss: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(patch_size)
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        self.mask_ratio = mask_ratio
-        self.network = build(dict(network or {}), {"MaskingNetwork": MaskingNetwork}, "network")
-        self.threshold = build(
-            dict(threshold or {"type": "quantile"}), THRESHOLDS, "threshold", mask_ratio=mask_ratio
-        )
+        self.mask_ratio = check_mask_ratio(mask_ratio)
+        self.network = build(network, {"MaskingNetwork": MaskingNetwork}, "network")
+        self.threshold = build(threshold, THRESHOLDS, "threshold", mask_ratio=mask_ratio)
         self.free_counts = self.threshold.free_counts
-        self.estimator = build(
-            dict(estimator or {"type": "straight_through"}), ESTIMATORS, "estimator"
-        )
-        self.loss = build(
-            dict(loss or {}), {"CombinedAdversarialLoss": CombinedAdversarialLoss}, "loss"
-        )
+        self.estimator = build(estimator, ESTIMATORS, "estimator")
+        self.loss = build(loss, {"CombinedAdversarialLoss": CombinedAdversarialLoss}, "loss")
         self.strength_schedule = as_schedule(strength, "strength", -1.0, 1.0)
         self.random_share_schedule = as_schedule(random_share, "random_share", 0.0, 1.0)
         if (
@@ -95,6 +92,12 @@ class AdversarialMasking(MaskingStrategy):
                 "estimator 'score_function' with a free count expected random_share=0, because the "
                 f"log-probability of a mask is only known then, got {random_share}; use "
                 "threshold=dict(type='quantile') or another estimator"
+            )
+        if gate and not self.estimator.differentiable:
+            raise ValueError(
+                f"gate=True lets the gradient through the surrogate mask of visible tokens, but "
+                f"estimator {type(self.estimator).__name__} has none there; use 'straight_through' "
+                "or 'gumbel', or leave the gate out"
             )
         self.standardise = standardise
         self.temperature = temperature
@@ -169,11 +172,11 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
 def check_finite(logits: Tensor) -> None:
     """Refuse scores that are NaN or infinite: NaN sorts last and would always be masked.
 
-    On an accelerator the check stays on the device, where it stops the program with the same
-    message, because reading the answer would make every step wait.
+    On CUDA, and in compiled code, the check is an assertion on the device, which ends the program
+    there: reading the answer back would make every step wait.
 
     Raises:
-        ValueError: on the CPU.
+        ValueError: elsewhere.
     """
     message = (
         "the masking network's scores are not finite. Expected scores in (0, 1); the input images "
@@ -181,27 +184,38 @@ def check_finite(logits: Tensor) -> None:
         "of 'masking' (paramwise_cfg) or clip gradients"
     )
     finite = torch.isfinite(logits).all()
-    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+    if logits.device.type == "cuda" or torch.compiler.is_compiling():
         torch._assert_async(finite, message)
     elif not bool(finite):
         raise ValueError(message)
 
 
-def build(config: dict[str, Any], known: Mapping[str, type[T]], role: str, **defaults: Any) -> T:
+def build(
+    config: Mapping[str, Any] | None, known: Mapping[str, type[T]], role: str, **defaults: Any
+) -> T:
     """The object that ``config`` describes.
 
     Args:
-        config: ``type`` and arguments. The type may be left out where only one is known.
+        config: ``type`` and arguments; None for the first of the known, as it is. The type may be
+            left out where only one is known.
         known: classes by name.
         role: what it is, for messages.
         defaults: arguments that are used where the class takes them and the config is silent.
 
     Raises:
         ValueError: no or an unknown type.
-        TypeError: an argument that the class does not take.
+        TypeError: not a dict, or an argument that the class does not take.
     """
+    first = next(iter(known))
+    if config is None:
+        config = {"type": first}
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            f"{role} expected a dict such as {role}=dict(type={first!r}, ...), got {config!r}"
+        )
+    config = dict(config)
     config.pop("_scope_", None)  # mmengine marks dicts that a base config brought in
-    name = config.pop("type", next(iter(known)) if len(known) == 1 else None)
+    name = config.pop("type", first if len(known) == 1 else None)
     cls = known.get(name) if isinstance(name, str) else None
     if cls is None:
         raise ValueError(

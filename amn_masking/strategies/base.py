@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,9 @@ class MaskingStrategy(nn.Module):
 
     def __init__(self, patch_size: int | tuple[int, int]) -> None:
         super().__init__()
-        size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"patch_size must be one or two positive integers, got {patch_size}")
+        size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
         self.patch_size: tuple[int, int] = (size[0], size[1])
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:

@@ -13,7 +13,8 @@ class Mean(Threshold):
     """tau = scale * mean of the image's own scores; masked where score > tau.
 
     The count is free within ``ratio_range``. An image outside it gets the nearest bound, by
-    order of score.
+    order of score. Scores of standardised logits have a mean near 0.5, and exploration noise
+    pushes some patches over any tau below 1: what share a scale gives is best read off the log.
 
     Args:
         scale: > 0; more masks fewer patches.
@@ -28,7 +29,7 @@ class Mean(Threshold):
 
     def __init__(self, scale: float = 1.0, ratio_range: tuple[float, float] = (0.05, 0.95)) -> None:
         super().__init__()
-        if scale <= 0:
+        if not scale > 0:
             raise ValueError(f"scale multiplies the mean score and must be positive, got {scale}")
         self.scale = scale
         self.ratio_range = check_ratio_range(ratio_range)
@@ -54,7 +55,12 @@ def check_ratio_range(ratio_range: tuple[float, float]) -> tuple[float, float]:
     Raises:
         ValueError: not two numbers with 0 <= low <= high <= 1.
     """
-    low, high = ratio_range
+    try:
+        low, high = ratio_range
+    except TypeError:
+        raise ValueError(
+            f"ratio_range expected two numbers (low, high), got {ratio_range!r}"
+        ) from None
     if not 0 <= low <= high <= 1:
         raise ValueError(
             "ratio_range is the least and the largest share of masked patches, "

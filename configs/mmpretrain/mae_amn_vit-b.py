@@ -12,8 +12,7 @@ _base_ = [
 # of 0.75 and so at the stock cost. See _base_/amn.py for why.
 model = dict(
     type="amn_masking.MAE",
-    masking=dict(strength=dict(type="linear", start=-1.0, end=1.0), **_base_.masking),
+    masking=dict(strength=dict(type="linear", start=-1.0, end=1.0), **_base_.base_masking),
 )
-train_dataloader = dict(collate_fn=_base_.collate_fn)
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.masking_keys))
-custom_hooks = [_base_.pictures]
+train_dataloader = dict(collate_fn=_base_.base_collate_fn)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.base_masking_keys))

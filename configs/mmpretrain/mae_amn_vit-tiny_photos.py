@@ -44,7 +44,7 @@ model = dict(
         patch_size=patch_size,
         loss=dict(type="PixelReconstructionLoss", criterion="L2"),
     ),
-    masking=_base_.masking,
+    masking=_base_.base_masking,
     init_cfg=[
         dict(type="Xavier", layer="Linear", distribution="uniform"),
         dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
@@ -88,7 +88,7 @@ optim_wrapper = dict(
             pos_embed=no_decay,
             mask_token=no_decay,
             cls_token=no_decay,
-            **_base_.masking_keys,
+            **_base_.base_masking_keys,
         )
     ),
 )
@@ -105,5 +105,4 @@ param_scheduler = [
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs)
 
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10, max_keep_ckpts=2))
-custom_hooks = [_base_.pictures]
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -1,13 +1,16 @@
-# What the configs of this folder share: the strategy, its learning rate, its pictures.
-# A config takes these by `_base_.masking` and so on, because two bases may not both say `model`.
+# What the configs of this folder share: the strategy, its learning rate, its pictures, its log.
+#
+# Names with `base_` are taken up by a config as `_base_.base_masking` and so on, because two bases
+# may not both say `model`. To change a setting from the command line, name the place where it
+# counts, such as model.masking.network.downsample.
 
-# The strategy. Each config adds its own mask ratio and strength: the two belong together. In a
-# prototype on small handwritten digits (one to three seeds, so a hint and no evidence) adversarial
+# Each config adds its own mask ratio and strength: the two belong together. In a prototype on small
+# handwritten digits (one to three seeds and another recipe, so a hint and no evidence) adversarial
 # masks at MAE's usual ratio of 0.75 made the features much worse than random masks did, because
 # nothing worth seeing was left. Adversarial at 0.25, and a curriculum from cooperative to
-# adversarial at 0.75, did no harm there. The shipped configs use those two. Nothing is shown yet
-# at the scale of ImageNet.
-masking = dict(
+# adversarial at 0.75, did no harm there. The shipped configs use those two pairs. Nothing is shown
+# yet for this network and estimator, or at the scale of ImageNet.
+base_masking = dict(
     type="AdversarialMasking",
     network=dict(downsample=2),
     threshold=dict(type="quantile"),
@@ -18,10 +21,16 @@ masking = dict(
 # Adam makes the strength of the reversal nearly scale-free, so the network's speed is set here.
 # Keys are substrings of parameter names, and the longest wins: 'mask' alone would also catch
 # mask_token.
-masking_keys = {"masking": dict(lr_mult=1.0, decay_mult=0.0)}
-
-pictures = dict(type="amn_masking.MaskingPicturesHook", interval=10)
+base_masking_keys = {"masking": dict(lr_mult=1.0, decay_mult=0.0)}
 
 # `_base_ = 'mmpretrain::...'` marks the stock collate function with `_scope_`, which it does not
 # take; so every config states it anew.
-collate_fn = dict(_delete_=True, type="default_collate")
+base_collate_fn = dict(_delete_=True, type="default_collate")
+
+custom_hooks = [dict(type="amn_masking.MaskingPicturesHook", interval=10)]
+
+# Averaged over the last iterations, as mmengine does for losses by default; the others are the last
+# iteration's.
+log_processor = dict(
+    mean_pattern=r".*(loss|time|data_time|grad_norm|reconstruction|adversarial|score_spread).*"
+)
