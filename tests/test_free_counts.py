@@ -60,7 +60,7 @@ def test_padding_gets_no_gradient_and_gives_none():
 @given(draws.seeds)
 def test_mmpretrain_s_mae_treats_each_image_as_alone(seed):
     pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
-    from tests.test_mmpretrain import build
+    from tests.small_mae import build
 
     model = build(masking=dict(type="AdversarialMasking", threshold=dict(type="mean")))
     generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ def test_mmpretrain_s_mae_treats_each_image_as_alone(seed):
 @pytest.mark.parametrize("estimator", ["straight_through", "gumbel", "score_function", "ranking"])
 def test_mmpretrain_s_mae_trains_with_free_counts(threshold, estimator):
     pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
-    from tests.test_mmpretrain import build, step
+    from tests.small_mae import build, step
 
     model = build(
         masking=dict(
@@ -113,7 +113,7 @@ def test_mmpretrain_s_mae_trains_with_free_counts(threshold, estimator):
 def test_equal_counts_take_the_fast_path():
     """No attention mask where a free-count threshold happens to give equal counts."""
     pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
-    from tests.test_mmpretrain import build, step
+    from tests.small_mae import build, step
 
     threshold = dict(type="mean", ratio_range=(0.5, 0.5))
     model = build(masking=dict(type="AdversarialMasking", threshold=threshold))
