@@ -24,7 +24,8 @@ settings.register_profile("thorough", max_examples=5000, **COMMON)
 settings.register_profile("mutants", max_examples=15, derandomize=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-torch.set_num_threads(2)
+# One thread where processes are forked (make mutants): torch's pool does not survive a fork.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(autouse=True)
