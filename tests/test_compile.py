@@ -1,0 +1,106 @@
+"""torch.compile without graph breaks, and gradcheck where a gradient is exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from amn_masking import AdversarialMasking, CombinedAdversarialLoss, RandomMasking
+from amn_masking.estimators import ESTIMATORS
+from amn_masking.estimators.score_function import log_bernoulli, log_plackett_luce
+from amn_masking.network import standardise_logits, to_logits
+from amn_masking.strategies.adversarial import reverse_gradient
+from amn_masking.thresholds import Mean, Quantile
+
+
+def step(masking, images, pred, target):
+    """From images to the loss: everything of ours in a training step with fixed counts."""
+    patch_mask = masking(images)
+    visible = patch_mask.gather_visible(target)
+    loss = CombinedAdversarialLoss()(pred, target, patch_mask)
+    return loss, patch_mask.mask, patch_mask.scatter(visible, torch.zeros(()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("random_share", [0.0, 0.25])
+def test_the_mask_path_compiles_without_a_graph_break(estimator, random_share):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    masking = AdversarialMasking(
+        mask_ratio=0.75,
+        patch_size=4,
+        estimator=dict(type=estimator),
+        network=dict(channels=4),
+        random_share=random_share,
+    )
+    images, pred, target = torch.randn(2, 3, 24, 24), torch.randn(2, 36, 8), torch.randn(2, 36, 8)
+    pred.requires_grad_()
+    # Graph breaks show with any backend; one case goes through the real compiler, which is slow.
+    real = estimator == "straight_through" and random_share == 0
+    compiled = torch.compile(step, fullgraph=True, backend="inductor" if real else "aot_eager")
+
+    loss, mask, _ = compiled(masking, images, pred, target)
+    loss.backward()
+    assert (mask.sum(1) == 27).all()
+    assert masking.network.layers[0].weight.grad.abs().max() > 0
+
+    # Without noise the compiled step is the eager one, gradients included.
+    masking.eval()
+    if random_share == 0:
+        results = []
+        for function in (compiled, step):
+            masking.zero_grad()
+            pred.grad = None
+            loss, mask, restored = function(masking, images, pred, target)
+            loss.backward()
+            gradients = [p.grad.clone() for p in masking.parameters()]
+            results.append([loss.detach(), mask, restored, pred.grad, *gradients])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_random_masking_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+    images, target = torch.randn(2, 3, 24, 24), torch.randn(2, 36, 8)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    _, mask, _ = compiled(RandomMasking(0.75, 4), images, target + 1, target)
+    assert (mask.sum(1) == 27).all()
+
+
+def test_exact_gradients_pass_gradcheck():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    keys = torch.randn(2, 6, dtype=torch.float64)
+    fixed = Quantile(0.5)(keys, keys, (2, 3))
+    assert gradcheck(lambda z: log_plackett_luce(z, fixed), logits)
+
+    def bernoulli(z):
+        # keys: the mask stays as it is while z moves; tau moves with the scores of z.
+        return log_bernoulli(z, Mean()(keys, z.sigmoid(), (2, 3)))
+
+    assert gradcheck(bernoulli, logits)
+    assert gradcheck(standardise_logits, logits)
+    assert gradcheck(lambda s: to_logits(s.sigmoid()), logits)
+    assert gradcheck(lambda z: reverse_gradient(z, -1.0), logits)
+
+
+def test_the_reversed_gradient_is_not_the_value_s():
+    """The reversal is the one place where value and gradient part on purpose."""
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    reversed_ = reverse_gradient(x, 0.5)
+    assert torch.equal(reversed_, x)
+    reversed_.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, -0.5))
+
+
+def test_the_loss_passes_gradcheck_for_the_prediction():
+    torch.manual_seed(0)
+    patch_mask = AdversarialMasking(mask_ratio=0.5, patch_size=4)(torch.randn(2, 3, 8, 12))
+    target = torch.randn(2, 6, 3, dtype=torch.float64)
+    pred = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    for criterion in ("L1", "L2"):
+        loss = CombinedAdversarialLoss(criterion)
+        assert gradcheck(lambda p, loss=loss: loss(p, target, patch_mask.detach()), pred)
