@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -107,7 +108,7 @@ class PatchMask:
             )
         length = mask.shape[1]
         if grid is None:
-            side = int(length**0.5 + 0.5)
+            side = math.isqrt(length)
             grid = (side, side)
         if grid[0] * grid[1] != length:
             raise ValueError(

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking, PatchMask
 from amn_masking.estimators import ESTIMATORS, Gumbel, Ranking, ScoreFunction, StraightThrough
+from amn_masking.estimators.base import gumbel_noise
+from amn_masking.estimators.score_function import log_bernoulli
 from amn_masking.thresholds import Mean, Quantile
 from tests import draws
 
@@ -169,6 +171,7 @@ def test_noise_scales():
         for scale, generator in zip((1.0, 2.0), seeds, strict=True)
     )
     assert torch.allclose(two, 2 * one)
+    assert StraightThrough().temperature == Gumbel().temperature == StraightThrough().noise == 1.0
     assert Gumbel().noise == ScoreFunction().noise == Ranking().noise == 1.0
 
 
@@ -191,3 +194,44 @@ def test_errors_carry_no_gradient_into_the_objective():
 def test_options_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_log_bernoulli_is_the_product_over_the_patches():
+    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
+    for row in range(3):
+        probability = 1.0
+        for patch in range(6):
+            masked = (logits[row, patch] - selection.tau[row, 0]).sigmoid()
+            probability = probability * (masked if patch_mask.mask[row, patch] else 1 - masked)
+        assert torch.allclose(log_bernoulli(logits, selection)[row].exp(), probability)
+
+
+def test_with_a_free_count_the_surrogate_is_bernoulli_s():
+    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
+    (got,) = torch.autograd.grad(patch_mask.surrogate.sum(), logits, retain_graph=True)
+    log_pi = log_bernoulli(logits, selection) * patch_mask.mask.sum(1)
+    (expected,) = torch.autograd.grad(log_pi.sum(), logits)
+    assert torch.allclose(got, expected)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_the_baseline_is_the_mean_reward_of_the_others(batch):
+    error, mask = torch.rand(batch, 4), torch.tensor([[1.0, 0, 1, 0]]).expand(batch, -1)
+    baseline = ScoreFunction().baseline(error, mask)
+    rewards = error[:, [0, 2]].mean(1)
+    assert baseline.shape == (batch, 1)
+    for row in range(batch):
+        others = [rewards[other] for other in range(batch) if other != row]
+        assert torch.allclose(baseline[row, 0], sum(others) / len(others))
+
+
+def test_the_noise_has_the_logits_dtype():
+    for dtype in (torch.float32, torch.float64):
+        assert gumbel_noise(torch.zeros(1, 2, dtype=dtype), None).dtype == dtype
+
+
+def test_half_precision_errors_are_not_rounded_further():
+    _, _, _, patch_mask = selected(StraightThrough())
+    error = torch.rand(3, 6).bfloat16()
+    objective = StraightThrough().objective(error, patch_mask)
+    assert objective.dtype == patch_mask.surrogate.dtype

@@ -8,6 +8,7 @@ from hypothesis import given
 from torch import nn
 
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss, PatchMask, RandomMasking
+from amn_masking.losses import pool_error
 from amn_masking.patches import patchify
 from tests import draws
 from tests.autoencoder import Autoencoder
@@ -133,9 +134,10 @@ def test_the_gate_adds_the_reversed_reconstruction_gradient():
 
 def test_images_and_patches_give_the_same_terms():
     torch.manual_seed(0)
-    images, pred = torch.randn(2, 2, 3, 24, 24)
+    images, pred = torch.randn(2, 2, 3, 24, 16)
     patch_mask = AdversarialMasking(mask_ratio=0.5, patch_size=4)(images)
     criterion = CombinedAdversarialLoss()
+    assert criterion.lambda_adv == 0.5
     from_patches = criterion.terms(patchify(pred, (4, 4)), patchify(images, (4, 4)), patch_mask)
     from_images = CombinedAdversarialLoss(channel=3).terms(pred, images, patch_mask)
     for one, other in zip(from_patches, from_images, strict=True):
@@ -171,6 +173,12 @@ def test_a_plain_mask_has_no_adversary_and_equal_weights():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         CombinedAdversarialLoss(**options)
+
+
+@pytest.mark.parametrize("size", [(7, 6), (6, 7)])
+def test_an_error_that_does_not_split_into_the_grid_is_refused(size):
+    with pytest.raises(ValueError, match="does not split into 3 x 3"):
+        pool_error(torch.zeros(1, 3, *size), (3, 3))
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -114,6 +114,7 @@ def test_detach_drops_every_gradient():
     assert not plain.surrogate.requires_grad
     assert not plain.logits.requires_grad
     assert torch.equal(plain.surrogate, patch_mask.mask)
+    assert PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2)).detach().logits is None
 
 
 @pytest.mark.parametrize(
@@ -142,3 +143,40 @@ def test_ids_mask_of_unequal_counts_is_refused():
     patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0]]))
     with pytest.raises(ValueError, match="mask different numbers"):
         _ = patch_mask.ids_mask
+
+
+def test_a_square_grid_is_assumed_and_bools_are_taken():
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[:, 4:] = True
+    patch_mask = PatchMask.from_mask(mask)
+    assert patch_mask.grid == (3, 3)
+    assert patch_mask.mask.dtype == torch.float32
+    assert patch_mask.num_visible == 4
+
+
+def test_tokens_keep_their_dtype():
+    mask = torch.tensor([[1.0, 0, 0, 1], [1, 1, 0, 1]])
+    patch_mask = PatchMask.from_mask(mask)
+    patch_mask.gate = True
+    visible = patch_mask.gather_visible(torch.randn(2, 4, 3, dtype=torch.bfloat16))
+    assert visible.dtype == torch.bfloat16
+    restored = patch_mask.scatter(visible, torch.zeros(3))
+    assert restored.dtype == torch.bfloat16
+    assert restored.shape == (2, 4, 3)
+
+
+def test_apply_defaults_to_black_and_keeps_the_dtype():
+    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 1]]))
+    images = torch.ones(1, 3, 4, 6, dtype=torch.float64)
+    shown = patch_mask.apply(images)
+    assert shown.dtype == torch.float64
+    assert torch.equal(shown, (1 - patch_mask.pixel_mask(4, 6)).double().expand(1, 3, 4, 6))
+    whole = torch.full((1, 3, 4, 6), 7.0)  # another dtype than the images'
+    assert torch.equal(patch_mask.apply(images, whole)[0, 0, 0, 0], torch.tensor(7.0).double())
+
+
+@pytest.mark.parametrize("size", [(5, 4), (4, 5), (5, 5)])
+def test_an_image_that_does_not_split_into_the_grid_is_refused(size):
+    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 1]]))
+    with pytest.raises(ValueError, match=f"image of {size[0]} x {size[1]} pixels does not split"):
+        patch_mask.pixel_mask(*size)

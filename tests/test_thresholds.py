@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from amn_masking.thresholds import Mean, Quantile
+from amn_masking.thresholds import Mean, Quantile, Tracking
 from amn_masking.thresholds.selection import count_visible
 from tests import draws
 
@@ -120,6 +120,7 @@ def test_mean_masks_what_is_above_scale_times_mean_within_the_range(grid, scale,
         wanted = int(above.sum())
         count = int(mask[row].sum())
         assert count == min(max(wanted, least), most)
+        assert selection.patch_mask.grid == grid
         if wanted == count and scale * scores[row].mean() < 1 - 1e-6:
             assert torch.equal(mask[row].bool(), above)
 
@@ -186,3 +187,24 @@ def test_an_empty_ratio_range_is_refused():
 def test_scale_must_be_positive():
     with pytest.raises(ValueError, match="scale"):
         Mean(scale=0)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Mean(), lambda: Tracking(0.5), lambda: Tracking(0.5).eval()]
+)
+def test_free_counts_honour_the_generator_where_scores_are_equal(make):
+    """With the count at a bound, equal scores are drawn; the same seed draws the same."""
+    scores = torch.full((4, 16), 0.5)
+    drawn = [
+        make()(torch.logit(scores), scores, (4, 4), 0.5, generator(seed)).patch_mask
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0].mask, drawn[1].mask)
+    assert not torch.equal(drawn[0].mask, drawn[2].mask)
+    assert drawn[0].grid == (4, 4)
+
+
+def test_no_patch_is_drawn_at_random_unless_asked():
+    scores = torch.rand(2, 9)
+    for threshold in (Quantile(0.5), Mean(), Tracking(0.5)):
+        assert threshold(torch.logit(scores), scores, (3, 3)).random is None

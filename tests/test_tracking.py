@@ -136,6 +136,33 @@ def test_eval_does_not_move_it_and_a_checkpoint_keeps_it():
     assert torch.equal(one, two)
 
 
+def test_in_eval_tau_is_the_mean_plus_the_offset():
+    threshold = Tracking(0.6, ratio_range=(0, 1)).eval()
+    threshold.offset.fill_(0.1)
+    scores = torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
+    mask = threshold(torch.logit(scores), scores, GRID).patch_mask.mask
+    assert torch.equal(mask.bool(), scores > scores.mean(1, keepdim=True) + 0.1)
+
+
+def test_one_step_written_out():
+    """Offset, clamp, error and slope by the formula, from plain lists."""
+    generator = torch.Generator().manual_seed(0)
+    for offset in (0.05, 3.0, -3.0):
+        threshold = Tracking(0.6, gain=0.3)
+        threshold.offset.fill_(offset)
+        threshold.slope.fill_(0.7)
+        scores = torch.rand(3, LENGTH, generator=generator) * 0.98 + 0.01
+        selection = threshold(torch.logit(scores), scores, GRID)
+        deviations = sorted((scores - scores.mean(1, keepdim=True)).flatten().tolist())
+        last = len(deviations) - 1
+        margin = (deviations[last] - deviations[0]) / 2
+        inside = min(max(offset, deviations[0] - margin), deviations[last] + margin)
+        error = selection.patch_mask.mask.mean().item() - 0.6
+        assert threshold.offset.item() == pytest.approx(inside + 0.3 * error * 0.7, abs=1e-5)
+        band = deviations[round(0.5 * last)] - deviations[round(0.3 * last)]
+        assert threshold.slope.item() == pytest.approx(band / 0.2, abs=1e-4)
+
+
 def test_the_masking_strategy_s_checkpoint_holds_it():
     masking = AdversarialMasking(threshold=dict(type="tracking"), patch_size=4, mask_ratio=0.6)
     for _ in range(3):
@@ -179,8 +206,8 @@ def test_ranks_agree():
     [
         (dict(mask_ratio=0.97), "must lie inside ratio_range"),
         (dict(mask_ratio=0.5, ratio_range=(0.5, 0.9)), "must lie inside ratio_range"),
-        (dict(gain=0), r"share of the gap to close, in \(0, 1\], got 0"),
-        (dict(gain=1.5), "share of the gap"),
+        (dict(mask_ratio=0.5, gain=0), r"share of the gap to close, in \(0, 1\], got 0"),
+        (dict(mask_ratio=0.5, gain=1.5), "share of the gap"),
         (dict(mask_ratio=1.0), r"must lie in \(0, 1\)"),
     ],
 )

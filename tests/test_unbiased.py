@@ -25,7 +25,11 @@ def hotelling(samples, exact):
     """p-value of "the mean of the samples ``(n, L)`` is ``exact`` ``(L,)``"."""
     count, dim = samples.shape
     difference = samples.mean(0) - exact
-    statistic = count * difference @ torch.linalg.solve(samples.T.cov(), difference)
+    covariance = samples.T.cov()
+    # A little is added where nothing varies, so that a constant wrong estimate is not solved away.
+    covariance = covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(dim)
+    statistic = count * difference @ torch.linalg.solve(covariance, difference)
+    assert statistic >= 0
     return stats.f.sf(float(statistic) * (count - dim) / (dim * (count - 1)), dim, count - dim)
 
 

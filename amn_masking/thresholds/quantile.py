@@ -28,7 +28,7 @@ class Quantile(Threshold):
         ValueError: ``mask_ratio`` outside (0, 1).
     """
 
-    def __init__(self, mask_ratio: float = 0.75) -> None:
+    def __init__(self, mask_ratio: float) -> None:
         super().__init__()
         self.mask_ratio = check_mask_ratio(mask_ratio)
 

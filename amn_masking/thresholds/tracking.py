@@ -43,7 +43,7 @@ class Tracking(Threshold):
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: float,
         ratio_range: tuple[float, float] = (0.05, 0.95),
         gain: float = 0.1,
     ) -> None:
