@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from amn_masking.thresholds import Mean, Quantile, Tracking
-from amn_masking.thresholds.selection import count_visible
+from amn_masking.thresholds.selection import count_range, count_visible
 from tests import draws
 
 
@@ -208,3 +208,45 @@ def test_no_patch_is_drawn_at_random_unless_asked():
     scores = torch.rand(2, 9)
     for threshold in (Quantile(0.5), Mean(), Tracking(0.5)):
         assert threshold(torch.logit(scores), scores, (3, 3)).random is None
+
+
+@given(draws.grids, st.floats(0.05, 1.0), draws.seeds)
+def test_the_random_share_of_free_counts_is_of_each_image_s_own_count(grid, share, seed):
+    scores = torch.rand(3, grid[0] * grid[1], generator=generator(seed)) * 0.98 + 0.01
+    selection = Mean()(torch.logit(scores), scores, grid, share, generator(seed))
+    masked = selection.patch_mask.mask.sum(1)
+    plain = Mean()(torch.logit(scores), scores, grid, 0.0, generator(seed)).patch_mask.mask
+    assert torch.equal(masked, plain.sum(1))
+    assert torch.equal(selection.random.sum(1), (masked * share).round().long())
+    assert selection.patch_mask.mask.bool()[selection.random].all()
+
+
+def test_equal_scores_are_not_above_their_mean():
+    """score > tau, strictly: the count goes to its lower bound, not to its upper one."""
+    scores = torch.full((2, 16), 0.5)
+    masks = Mean(ratio_range=(0.25, 0.75))(torch.logit(scores), scores, (4, 4)).patch_mask.mask
+    assert (masks.sum(1) == 4).all()
+
+
+@given(draws.grids, st.floats(0.5, 1.5), draws.seeds)
+def test_tau_of_a_free_count_is_the_policy_s_or_where_the_bound_cut(grid, scale, seed):
+    scores = torch.rand(4, grid[0] * grid[1], generator=generator(seed)) * 0.98 + 0.01
+    assume(grid[0] * grid[1] > 4)
+    selection = Mean(scale, (0.3, 0.6))(torch.logit(scores), scores, grid)
+    assert selection.free_counts
+    assert not Quantile(0.5)(scores, scores, grid).free_counts
+    mask, tau = selection.patch_mask.mask.bool(), scale * scores.mean(1)
+    for row in range(4):
+        wanted, count = int((scores[row] > tau[row]).sum()), int(mask[row].sum())
+        got = selection.tau[row].sigmoid()
+        if wanted == count:
+            assert torch.allclose(got, tau[row].clamp(1e-6, 1 - 1e-6), atol=1e-6)
+        else:
+            assert torch.allclose(got, scores[row][~mask[row]].max(), atol=1e-6)
+
+
+def test_counts_reach_both_ends_of_the_range():
+    assert count_range(10, (0.0, 1.0)) == (1, 9)
+    assert count_range(10, (0.2, 0.7)) == (2, 7)
+    assert count_range(3, (0.1, 0.9)) == (1, 2)
+    assert count_range(30, (0.1, 0.9)) == (3, 27)  # 0.1 * 30 rounds to just above 3

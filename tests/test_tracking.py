@@ -163,6 +163,17 @@ def test_one_step_written_out():
         assert threshold.slope.item() == pytest.approx(band / 0.2, abs=1e-4)
 
 
+@pytest.mark.parametrize("target", [0.04, 0.96])
+def test_targets_near_the_edge_take_the_slope_from_what_there_is(target):
+    threshold = Tracking(target, ratio_range=(0, 1), gain=1.0)
+    scores = torch.rand(3, LENGTH) * 0.98 + 0.01
+    threshold(torch.logit(scores), scores, GRID)
+    deviations = (scores - scores.mean(1, keepdim=True)).flatten().sort().values
+    ends = (0.0, 0.14) if target > 0.5 else (0.86, 1.0)
+    low, high = (deviations[round(end * (len(deviations) - 1))] for end in ends)
+    assert threshold.slope.item() == pytest.approx(((high - low) / 0.14).item(), abs=1e-4)
+
+
 def test_the_masking_strategy_s_checkpoint_holds_it():
     masking = AdversarialMasking(threshold=dict(type="tracking"), patch_size=4, mask_ratio=0.6)
     for _ in range(3):
@@ -205,6 +216,8 @@ def test_ranks_agree():
     ("options", "message"),
     [
         (dict(mask_ratio=0.97), "must lie inside ratio_range"),
+        (dict(mask_ratio=0.95), "must lie inside ratio_range"),
+        (dict(mask_ratio=0.05), "must lie inside ratio_range"),
         (dict(mask_ratio=0.5, ratio_range=(0.5, 0.9)), "must lie inside ratio_range"),
         (dict(mask_ratio=0.5, gain=0), r"share of the gap to close, in \(0, 1\], got 0"),
         (dict(mask_ratio=0.5, gain=1.5), "share of the gap"),

@@ -113,12 +113,12 @@ def count_range(length: int, ratio_range: tuple[float, float]) -> tuple[int, int
 def order(keys: Tensor, generator: torch.Generator | None) -> Tensor:
     """``(B, L)`` patches by ascending key; equal keys in random order.
 
-    A stable sort alone would keep the first of equal patches visible. So the patches are
-    shuffled before it.
+    A sort alone would keep the first of equal patches visible. So the patches are shuffled before
+    it.
     """
     noise = torch.rand(keys.shape, device=keys.device, generator=generator)
     shuffle = noise.argsort(1)
-    return shuffle.gather(1, keys.gather(1, shuffle).argsort(dim=1, stable=True))
+    return shuffle.gather(1, keys.gather(1, shuffle).argsort(1))
 
 
 def select(
