@@ -234,7 +234,7 @@ class PatchMask:
             fill: a number or a tensor that broadcasts to the images.
         """
         hidden = self.pixel_mask(*images.shape[-2:]).bool()
-        return torch.where(hidden, torch.as_tensor(fill, dtype=images.dtype).to(images), images)
+        return torch.where(hidden, torch.as_tensor(fill).to(images), images)
 
     def detach(self) -> PatchMask:
         """The same mask without gradients."""

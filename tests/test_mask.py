@@ -171,6 +171,8 @@ def test_apply_defaults_to_black_and_keeps_the_dtype():
     shown = patch_mask.apply(images)
     assert shown.dtype == torch.float64
     assert torch.equal(shown, (1 - patch_mask.pixel_mask(4, 6)).double().expand(1, 3, 4, 6))
+    half = patch_mask.apply(images.bfloat16(), torch.zeros(1))
+    assert half.dtype == torch.bfloat16
     whole = torch.full((1, 3, 4, 6), 7.0)  # another dtype than the images'
     assert torch.equal(patch_mask.apply(images, whole)[0, 0, 0, 0], torch.tensor(7.0).double())
 

@@ -250,3 +250,12 @@ def test_counts_reach_both_ends_of_the_range():
     assert count_range(10, (0.2, 0.7)) == (2, 7)
     assert count_range(3, (0.1, 0.9)) == (1, 2)
     assert count_range(30, (0.1, 0.9)) == (3, 27)  # 0.1 * 30 rounds to just above 3
+
+
+def test_the_random_share_honours_the_generator():
+    keys = torch.arange(64.0).expand(2, 64)
+    one, same, other = (
+        Quantile(0.5)(keys, keys, (8, 8), 0.5, generator(seed)).random for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
