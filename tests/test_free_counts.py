@@ -56,7 +56,7 @@ def test_padding_gets_no_gradient_and_gives_none():
     assert (patches[~mask.bool()].abs().sum(-1) > 0).all()
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings().max_examples // 5)
 @given(draws.seeds)
 def test_mmpretrain_s_mae_treats_each_image_as_alone(seed):
     pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")

@@ -192,3 +192,18 @@ def test_vit_b_config_trains_at_full_size(tmp_path, photos):
     assert first["backbone.pos_embed"].shape == (1, 197, 768)
     for path in tmp_path.glob("*.pth"):
         path.unlink()
+
+
+def test_tracking_threshold_trains_with_free_counts(tmp_path, photos):
+    """The mean ratio stays at the target while the images of a batch differ."""
+    options = TINY | data_options(photos) | {"model.masking.threshold.type": "tracking"}
+    options |= {"train_dataloader.dataset.pipeline.1.scale": 64, "train_cfg.max_epochs": 20}
+    mim_train(PHOTOS_CONFIG, tmp_path, options)
+    assert_trained_with_masks(tmp_path, epochs=20)
+    rows = scalars(tmp_path)
+    assert len(rows) == 60
+    settled = [row["mask_ratio"] for row in rows[20:]]
+    assert abs(sum(settled) / len(settled) - 0.25) < 0.02
+    assert all(row["mask_ratio_min"] < row["mask_ratio_max"] for row in rows)
+    state = weights(tmp_path / "epoch_20.pth")
+    assert state["masking.threshold.offset"] != 0

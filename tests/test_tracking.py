@@ -59,7 +59,7 @@ def run(threshold, draw, generator, steps):
     return torch.tensor(ratios), torch.tensor(offsets)
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 5)
 @given(st.sampled_from(DISTRIBUTIONS), st.floats(0.15, 0.9), draws.seeds)
 def test_it_settles_within_200_steps_at_the_target(draw, target, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def test_it_settles_within_200_steps_at_the_target(draw, target, seed):
     assert abs(ratios.mean().item() - target) < 0.01
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 5)
 @given(st.sampled_from(DISTRIBUTIONS), st.floats(0.15, 0.9), draws.seeds)
 def test_it_follows_a_jump_of_the_distribution(draw, target, seed):
     generator = torch.Generator().manual_seed(seed)
