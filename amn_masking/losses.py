@@ -131,7 +131,8 @@ class CombinedAdversarialLoss(nn.Module):
         weight = mask
         if self.score_weighted and patch_mask.scores is not None:
             weight = mask * patch_mask.scores
-        adversarial = (weight * error).sum() / weight.sum()
+        # Scores of extreme logits round to 0; then A is 0 and not a division by it.
+        adversarial = (weight * error).sum() / weight.sum().clamp_min(1e-12)
         if patch_mask.objective is None:
             return adversarial, torch.zeros_like(adversarial)
         return adversarial, patch_mask.objective(error, patch_mask)

@@ -52,9 +52,11 @@ def measure(samples: Tensor, exact: Tensor) -> dict[str, float]:
         # optimizer such as Adam takes no notice of a factor).
         "bias": float((mean - exact).norm() / exact.norm()),
         "bias_rescaled": float((rescaled(mean, exact) - exact).norm() / exact.norm()),
-        # Of one image's estimate, in units of the squared length of the mean estimate: about how
-        # many images it takes for the signal to equal the noise.
-        "variance": float(variance / mean.square().sum()),
+        # Of one image's estimate, summed over the patches.
+        "variance": float(variance),
+        # In units of the squared length of the mean estimate: about how many images it takes for
+        # the signal to equal the noise.
+        "relative_variance": float(variance / mean.square().sum()),
         # Standard error of the bias.
         "bias_se": float((variance / len(samples)).sqrt() / exact.norm()),
     }
@@ -105,11 +107,11 @@ def table(rows: list[dict[str, str]]) -> str:
     """Markdown: median and range over the rewards."""
     count, first = len({row["reward"] for row in rows}), rows[0]
     heads = [f"cosine, interaction {strength:g}" for strength in INTERACTIONS]
-    heads += ["bias, rescaled, interaction 1", "variance, interaction 1"]
+    heads += ["bias, rescaled, interaction 1", "relative variance, interaction 1"]
     lines = [f"| estimator | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in ESTIMATORS:
         cells = [pick(rows, name, strength, "cosine") for strength in INTERACTIONS]
-        cells += [pick(rows, name, 1.0, key) for key in ("bias_rescaled", "variance")]
+        cells += [pick(rows, name, 1.0, key) for key in ("bias_rescaled", "relative_variance")]
         texts = [f"{np.median(v):.2f} ({v.min():.2f} to {v.max():.2f})" for v in cells]
         lines.append(f"| `{name}` | {' | '.join(texts)} |")
     lines.append("")
@@ -126,7 +128,7 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
     names = list(reversed(ESTIMATORS))
     panels = (
         ("bias_rescaled", "bias, best rescaled: |c mean - exact| / |exact|", "linear"),
-        ("variance", "variance of one image's estimate / |mean estimate|²", "log"),
+        ("relative_variance", "variance of one image's estimate / |mean estimate|²", "log"),
     )
     colours = plt.get_cmap("viridis")([0.0, 0.45, 0.8])
     fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, register_random, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +26,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # One thread where processes are forked (make mutants): torch's pool does not survive a fork.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+class TorchRandom:
+    """torch's global generator, as Hypothesis wants it: seeded anew for every example, so that a
+    reported failure happens again.
+    """
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()
+register_random(TORCH_RANDOM)
 
 
 @pytest.fixture(autouse=True)

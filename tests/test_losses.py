@@ -188,3 +188,11 @@ def test_shapes_that_do_not_fit_are_refused():
     patch_mask = RandomMasking(0.5, 1)(torch.zeros(1, 1, 3, 3))
     with pytest.raises(ValueError, match=r"per-patch error of shape \(B, L\) = \(1, 9\)"):
         criterion(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), patch_mask)
+
+
+def test_scores_that_round_to_zero_give_no_nan():
+    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 0]]))
+    patch_mask.logits = torch.full((1, 4), -200.0)
+    terms = CombinedAdversarialLoss().terms(torch.ones(1, 4, 2), torch.zeros(1, 4, 2), patch_mask)
+    assert terms.reconstruction == 1
+    assert terms.adversarial == 0

@@ -86,6 +86,22 @@ def test_permuting_the_patches_permutes_the_mask(case):
 
 
 @given(draws.quantile_cases())
+def test_permuting_the_images_permutes_the_masks(case):
+    """No image's mask depends on another's scores, or on its place; without ties."""
+    grid, ratio, keys, _ = case
+    keys = torch.stack([torch.randperm(keys.shape[1]).float() for _ in range(4)])
+    scores = (keys + 0.5) / keys.shape[1]
+    order = torch.randperm(4)
+    for threshold in (Quantile(ratio), Mean(), Tracking(0.5).eval()):
+        logits = torch.logit(scores)
+        straight = threshold(logits, scores, grid).patch_mask.mask
+        permuted = threshold(logits[order], scores[order], grid).patch_mask.mask
+        alone = threshold(logits[:1], scores[:1], grid).patch_mask.mask
+        assert torch.equal(permuted, straight[order])
+        assert torch.equal(alone, straight[:1])
+
+
+@given(draws.quantile_cases())
 def test_same_seed_same_mask(case):
     grid, ratio, keys, seed = case
     first, second = (
@@ -259,3 +275,54 @@ def test_the_random_share_honours_the_generator():
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@given(draws.quantile_cases(), st.data())
+def test_free_counts_too_never_unmask_a_patch_whose_score_is_raised(case, data):
+    """Ties, constant and extreme scores, three precisions; the mean moves with the score."""
+    grid, _, keys, seed = case
+    keys = keys.float().clamp(-10, 10)
+    row = data.draw(st.integers(0, keys.shape[0] - 1))
+    patch = data.draw(st.integers(0, keys.shape[1] - 1))
+    raised = keys.clone()
+    raised[row, patch] += data.draw(st.sampled_from([0.01, 1.0, 100.0]))
+    for threshold in (Mean(), Mean(0.7), Tracking(0.5).eval()):
+        before, after = (
+            threshold(k, k.sigmoid(), grid, generator=generator(seed)).patch_mask.mask
+            for k in (keys, raised)
+        )
+        assert after[row, patch] >= before[row, patch]
+
+
+@given(draws.quantile_cases())
+def test_free_counts_keep_to_the_range_whatever_the_scores(case):
+    grid, _, keys, seed = case
+    length = keys.shape[1]
+    least, most = max(1, math.ceil(0.05 * length - 1e-9)), math.floor(0.95 * length + 1e-9)
+    for threshold in (Mean(), Tracking(0.5)):
+        logits = keys.float()
+        selection = threshold(logits, logits.sigmoid(), grid, generator=generator(seed))
+        counts = selection.patch_mask.mask.sum(1)
+        assert ((counts >= least) & (counts <= min(most, length - 1))).all()
+        assert torch.isfinite(selection.tau).all()
+
+
+@given(draws.quantile_cases())
+def test_permuting_the_patches_permutes_free_masks(case):
+    grid, _, keys, seed = case
+    scores = torch.rand(keys.shape, dtype=torch.float64) * 0.98 + 0.01
+    order = torch.randperm(keys.shape[1])
+    for threshold in (Mean(), Tracking(0.5).eval()):
+        straight, permuted = (
+            threshold(torch.logit(s), s, grid, generator=generator(seed)).patch_mask.mask
+            for s in (scores, scores[:, order])
+        )
+        assert torch.equal(permuted, straight[:, order])
+
+
+@pytest.mark.parametrize("threshold", [Quantile(0.5), Mean(), Tracking(0.5)])
+def test_a_single_patch_cannot_be_masked_and_visible(threshold):
+    with pytest.raises(
+        ValueError, match=r"leaves none visible|no number of masked patches out of 1"
+    ):
+        threshold(torch.zeros(2, 1), torch.full((2, 1), 0.5), (1, 1))

@@ -81,6 +81,21 @@ def test_free_counts_are_unbiased():
     assert hotelling(samples, exact) > 0.001
 
 
+class FrozenThreshold(ScoreFunction):
+    """Biased on purpose: leaves out the gradient through tau."""
+
+    def surrogate(self, logits, keys, selection):
+        selection.tau = selection.tau.detach()
+        return super().surrogate(logits, keys, selection)
+
+
+@pytest.mark.parametrize("estimator", [OwnReward(), FrozenThreshold()])
+def test_that_test_can_fail_too(estimator):
+    reward = QuadraticReward(12, 0)
+    samples = batches(estimator, Mean(scale=1.0, ratio_range=(0, 1)), reward, 5000)
+    assert hotelling(samples, bernoulli_gradient(reward, 1.0)) < 1e-6
+
+
 def test_log_probability_is_plackett_luce_s():
     """Against the product of the draws, written out."""
     logits = torch.randn(3, 6, dtype=torch.float64)

@@ -23,7 +23,8 @@ class MaskingPicturesHook(Hook):
     A row per image: input | score map | masked input | reconstruction. The images are taken from
     the training set once, evenly spaced, and stay the same, so that pictures of one run can be
     compared. The first picture is drawn before training, the last one at its end. A learned mask
-    is drawn without its exploration noise: what the network would hide first. Drawing does not
+    is drawn without its exploration noise: what the network would hide first (with a free count,
+    another number of patches than in training). Drawing does not
     move the random numbers of the training.
 
     Args:

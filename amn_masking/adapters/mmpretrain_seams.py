@@ -41,7 +41,17 @@ def hidden_padding(backbone: Any, neck: Any, padding: Tensor) -> Iterator[None]:
         backbone: with ``layers[i].attn.scaled_dot_product_attention``, a class token in front.
         neck: with ``decoder_embed`` and ``mask_token``.
         padding: ``(B, N)`` bool, True = padding.
+
+    Raises:
+        ValueError: activation checkpointing is on. It runs the layers again during backward, when
+            the padding is no longer hidden, and the gradients would be wrong without a word.
     """
+    if any("forward" in vars(module) for module in backbone.modules()):
+        raise ValueError(
+            "activation checkpointing is on for the backbone, but the images of this batch keep "
+            "different numbers of patches, which it would lose sight of in backward; use "
+            "threshold=dict(type='quantile'), or leave activation_checkpointing out"
+        )
     padding = nn.functional.pad(padding, (1, 0), value=False)  # the class token
     visible = ~padding[:, None, None, :]
 

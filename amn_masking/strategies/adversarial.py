@@ -119,7 +119,7 @@ class AdversarialMasking(MaskingStrategy):
         self.random_share = self.random_share_schedule(progress)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
-        """Make the mask, in float32 and outside autocast.
+        """Make the mask, outside autocast and, from the score map on, in float32.
 
         Args:
             images: ``(B, C, H, W)``, normalised as the encoder sees them.

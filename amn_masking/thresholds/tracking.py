@@ -10,28 +10,31 @@ from torch import Tensor, distributed
 from amn_masking.thresholds.mean import check_ratio_range, select_above
 from amn_masking.thresholds.selection import Selection, Threshold, check_mask_ratio
 
-# Half the width of the band of quantiles over which the controller takes the slope.
-BAND = 0.1
+# The level integrates at this share of the rate of the offset: at most a quarter, so that the two
+# together do not ring (the poles of gain, LEVEL_RATE * gain stay real).
+LEVEL_RATE = 0.25
 
 
 class Tracking(Threshold):
     """tau = mean of the image's own scores + offset; a controller moves the offset.
 
-    The offset integrates the batch's error in ratio, so that its expectation is at rest only where
-    the mean ratio is ``mask_ratio``, whatever ``ratio_range`` cuts. The error is scaled by the
-    slope of the scores' quantile function around the target, offset per ratio: a step then closes
-    the share ``gain`` of the gap at any scale and shape of the scores, without ringing. It is the
-    slope of the batch before, because this batch's own goes with its error and would bias the
-    mean. An offset far outside the range of the batch's scores, after a jump, is first brought
-    near it. Where there is no slope yet the batch's own quantile is the offset.
+    The offset is a running mean of the quantile of the batch's scores, less their image's mean,
+    above which lies the share ``level``: a first-order filter, which follows at any scale and shape
+    of the scores and cannot ring. The level starts at ``mask_ratio`` and integrates, more slowly,
+    what the batches' ratio misses of it, so that the mean is held whatever ``ratio_range`` cuts.
 
-    Both move in ``train()`` only. They are buffers: saved in checkpoints, and under
-    ``torch.distributed`` averaged over the ranks in every step, so equal on all of them.
+    Both move in ``train()`` only, where the scores carry the exploration noise. In ``eval()`` there
+    is none, and the ratio is another: use ``quantile`` where it has to be held there. Scores are
+    told apart down to 1e-6 from 0 and 1; logits of a temperature below about 0.1 crowd there, and
+    the target is missed.
+
+    Offset and level are buffers: saved in checkpoints, and under ``torch.distributed`` averaged
+    over the ranks in every step, so equal on all of them.
 
     Args:
         mask_ratio: target for the mean share of masked patches, in (0, 1).
         ratio_range: least and largest share in any one image; the target lies between them.
-        gain: share of the gap that one step closes, in (0, 1].
+        gain: of the running mean, in (0, 1]; about 1 / gain steps to follow a change.
 
     Raises:
         ValueError: a value out of range.
@@ -39,7 +42,7 @@ class Tracking(Threshold):
 
     free_counts = True
     offset: Tensor
-    slope: Tensor
+    level: Tensor
 
     def __init__(
         self,
@@ -56,10 +59,10 @@ class Tracking(Threshold):
                 "is room on both sides; widen the range"
             )
         if not 0 < gain <= 1:
-            raise ValueError(f"gain is the share of the gap to close, in (0, 1], got {gain}")
+            raise ValueError(f"gain is the rate of a running mean, in (0, 1], got {gain}")
         self.gain = gain
         self.register_buffer("offset", torch.zeros(()))
-        self.register_buffer("slope", torch.zeros(()))
+        self.register_buffer("level", torch.zeros(()))  # 0 until the first step
 
     def forward(
         self,
@@ -73,33 +76,39 @@ class Tracking(Threshold):
         if not self.training:
             return self._select(keys, mean + self.offset, grid, random_share, generator)
         deviations = (torch.sigmoid(keys) - mean.detach()).flatten().sort().values
-        first = quantile(deviations, 1 - self.mask_ratio)
-        offset = torch.where(self.slope > 0, self.offset, first)
+        started = self.level > 0
+        level = torch.where(started, self.level, self.mask_ratio)
+        offset = torch.where(started, self.offset, upper_quantile(deviations, level))
         selection = self._select(keys, mean + offset, grid, random_share, generator)
-        error = selection.patch_mask.mask.mean() - self.mask_ratio
+        missed = self.mask_ratio - selection.patch_mask.mask.mean()
+        # Far from the batch's scores, after a jump, the ratio says nothing: come near them first.
         margin = (deviations[-1] - deviations[0]) / 2
-        inside = offset.clamp(deviations[0] - margin, deviations[-1] + margin)
-        low, high = max(1 - self.mask_ratio - BAND, 0.0), min(1 - self.mask_ratio + BAND, 1.0)
-        slope = (quantile(deviations, high) - quantile(deviations, low)) / (high - low)
-        self._move(inside + self.gain * error * self.slope, slope)
+        near = offset.clamp(deviations[0] - margin, deviations[-1] + margin)
+        missed = torch.where(near == offset, missed, 0.0)
+        tiny = 1e-6  # the level stays above 0, which says that there was no step yet
+        level = (level + LEVEL_RATE * self.gain * missed).clamp(tiny, 1.0)
+        offset = near + self.gain * (upper_quantile(deviations, level) - near)
+        self._move(offset, level)
         return selection
 
     def _select(self, keys: Tensor, tau: Tensor, *args: Any) -> Selection:
         return select_above(keys, tau, self.ratio_range, *args)
 
     @torch.no_grad()
-    def _move(self, offset: Tensor, slope: Tensor) -> None:
-        state = torch.stack([offset, slope]).to(self.offset.dtype)
+    def _move(self, offset: Tensor, level: Tensor) -> None:
+        state = torch.stack([offset, level]).to(self.offset.dtype)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(state)
             state = state / distributed.get_world_size()
         self.offset.copy_(state[0])
-        self.slope.copy_(state[1])
+        self.level.copy_(state[1])
 
     def extra_repr(self) -> str:
         return f"mask_ratio={self.mask_ratio}, ratio_range={self.ratio_range}, gain={self.gain}"
 
 
-def quantile(ascending: Tensor, share: float) -> Tensor:
-    """The value below which ``share`` of the sorted values lie; no interpolation."""
-    return ascending[round(share * (ascending.numel() - 1))]
+def upper_quantile(ascending: Tensor, share: Tensor) -> Tensor:
+    """The value above which ``share``, a scalar in [0, 1], of the sorted values lie."""
+    last = ascending.numel() - 1
+    # Picked on the device: an index that is read back would make every step wait.
+    return ascending.gather(0, ((1 - share) * last).round().long().reshape(1)).squeeze(0)
