@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking
 from amn_masking.thresholds import Tracking
+from amn_masking.thresholds.tracking import upper_quantile
 from tests import draws
 from tests.conftest import ROOT
 
@@ -186,6 +187,27 @@ def test_one_step_written_out(start):
     assert threshold.offset.item() == pytest.approx(offset, abs=1e-5)
 
 
+@pytest.mark.parametrize("far", [-5.0, 5.0])
+def test_from_far_away_it_starts_half_a_range_from_the_scores(far):
+    threshold = Tracking(0.6, gain=0.1)
+    threshold.offset.fill_(far)
+    threshold.level.fill_(0.5)
+    scores = torch.rand(1, 5, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
+    threshold(torch.logit(scores), scores, (1, 5))
+    deviations = sorted((scores - scores.mean()).flatten().tolist())
+    half = (deviations[4] - deviations[0]) / 2
+    near = deviations[0] - half if far < 0 else deviations[4] + half
+    expected = near + 0.1 * (deviations[2] - near)  # level 0.5: the median
+    assert threshold.offset.item() == pytest.approx(expected, abs=1e-5)
+    assert threshold.level.item() == 0.5
+
+
+def test_the_quantile_reaches_both_ends():
+    ascending = torch.arange(5.0)
+    for share, value in ((0.0, 4.0), (0.25, 3.0), (0.5, 2.0), (1.0, 0.0)):
+        assert upper_quantile(ascending, torch.tensor(share)) == value
+
+
 @pytest.mark.parametrize("level", [1e-6, 1.0])
 def test_the_level_stays_a_share(level):
     threshold = Tracking(0.5, ratio_range=(0, 1), gain=1.0)
@@ -228,6 +250,7 @@ def test_ranks_agree():
     code = """
         import sys, torch, torch.distributed as dist
         from amn_masking.thresholds import Tracking
+from amn_masking.thresholds.tracking import upper_quantile
         rank = int(sys.argv[1])
         dist.init_process_group("gloo", rank=rank, world_size=2)
         generator = torch.Generator().manual_seed(rank)
