@@ -24,8 +24,8 @@ settings.register_profile("thorough", max_examples=5000, **COMMON)
 settings.register_profile("mutants", max_examples=15, derandomize=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-# One thread where processes are forked (make mutants): torch's pool does not survive a fork.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# The models here are tiny, and a pool of threads does not survive the forks of make mutants.
+torch.set_num_threads(1)
 
 
 class TorchRandom:
