@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -245,14 +244,14 @@ def test_the_masking_strategy_s_checkpoint_holds_it():
     assert masking.state_dict()["threshold.offset"] != 0
 
 
-def test_ranks_agree():
+def test_ranks_agree(tmp_path):
     """Two real processes with different scores end every step with the same offset."""
     code = """
         import sys, torch, torch.distributed as dist
         from amn_masking.thresholds import Tracking
 from amn_masking.thresholds.tracking import upper_quantile
-        rank = int(sys.argv[1])
-        dist.init_process_group("gloo", rank=rank, world_size=2)
+        rank, meeting = int(sys.argv[1]), sys.argv[2]
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
         generator = torch.Generator().manual_seed(rank)
         threshold = Tracking(0.6)
         offsets = []
@@ -263,11 +262,13 @@ from amn_masking.thresholds.tracking import upper_quantile
         print(offsets, flush=True)
         dist.destroy_process_group()
     """
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank)], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [*command, str(rank), f"file://{tmp_path}/meeting"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
