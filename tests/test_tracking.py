@@ -249,7 +249,6 @@ def test_ranks_agree(tmp_path):
     code = """
         import sys, torch, torch.distributed as dist
         from amn_masking.thresholds import Tracking
-from amn_masking.thresholds.tracking import upper_quantile
         rank, meeting = int(sys.argv[1]), sys.argv[2]
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
         generator = torch.Generator().manual_seed(rank)
