@@ -47,7 +47,7 @@ def narrow(generator, batch):
 DISTRIBUTIONS = (normal, skewed, two_humps, own_level_and_spread, narrow)
 
 
-def run(threshold, draw, generator, steps, batch=256):
+def run(threshold, draw, generator, steps, batch=1024):
     """Mask ratio and offset of each step, for fresh scores in each."""
     ratios, offsets = [], []
     for _ in range(steps):
@@ -67,7 +67,10 @@ def ratio_now(threshold, draw, generator):
 
 
 def settled(threshold, draw, generator):
-    """Mean of :func:`ratio_now` over a few steps: the offset of any one jitters with its batch."""
+    """Mean of :func:`ratio_now` over a few steps: the offset of any one jitters with its batch.
+
+    (With batches of 1024; at 256 the jitter alone reached 0.0102 in one of 500 cases.)
+    """
     ratios = []
     for _ in range(8):
         ratios.append(ratio_now(threshold, draw, generator))
