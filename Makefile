@@ -1,7 +1,7 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast test-thorough mutants estimators lint
+.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants estimators methods lint
 
 EXTRAS := mmpretrain,test,dev
 PYTHON_ENV := .venv/bin/python
@@ -14,13 +14,24 @@ help:
 env:
 	@bash .ci/env.sh .venv "$(EXTRAS)"
 
+# The maintained forks of OpenMMLab, in an environment of their own.
+env-forks:
+	@bash .ci/env.sh .venv-onedl "onedl,test,dev"
+
 demo: env
 	@test -d data/photos || $(PYTHON_ENV) benchmarks/photos.py data/photos
 	.venv/bin/mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)
 	@$(PYTHON_ENV) benchmarks/report.py $(WORK_DIR)
 
 test: env
-	$(PYTHON_ENV) -m pytest
+	$(PYTHON_ENV) -m pytest -n 2
+
+# What touches OpenMMLab, on its maintained forks: every method one step and one epoch, mim train,
+# resume, two processes. What costs most runs on upstream only.
+FORKS := $(addprefix tests/test_,mmpretrain.py methods.py hooks.py mim.py resume.py distributed.py)
+test-forks: env-forks
+	.venv-onedl/bin/python -m pytest -n 2 $(FORKS) -k \
+	    "not (matrix and (error or gradient or identical)) and not vit_b and not by_its_name"
 
 # Without the tests that start processes or train.
 test-fast: env
@@ -38,6 +49,11 @@ mutants: env
 # The figures of docs/estimators.md.
 estimators: env
 	$(PYTHON_ENV) -m benchmarks.estimators
+
+# Every method of mmpretrain on both stacks: docs/results/methods.md.
+methods: env env-forks
+	$(PYTHON_ENV) -m benchmarks.methods
+	.venv-onedl/bin/python -m benchmarks.methods
 
 lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -1,9 +1,10 @@
-"""Makes mmpretrain's own ``type='MAE'`` accept ``masking=``.
+"""Makes mmpretrain's own ``type='MAE'``, and its other methods, accept ``masking=``.
 
 In a config: ``custom_imports = dict(imports=['amn_masking.dropin'])``. Without ``masking`` the
 method stays bit-identical to stock.
 """
 
-from amn_masking.adapters.mmpretrain import MAE, MMPRETRAIN_MODELS
+from amn_masking.adapters.mmpretrain import METHODS, MMPRETRAIN_MODELS
 
-MMPRETRAIN_MODELS.register_module(name="MAE", module=MAE, force=True)
+for name, method in METHODS.items():
+    MMPRETRAIN_MODELS.register_module(name=name, module=method, force=True)

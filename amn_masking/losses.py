@@ -33,7 +33,7 @@ class CombinedAdversarialLoss(nn.Module):
     With m the mask (1 = masked), l the per-patch error and s the patch scores::
 
         R = sum(m l) / sum(m)          over the batch, or over all patches
-        A = sum(m w l) / sum(m w)      w = sg(s), a score-weighted MSE, or 1
+        A = sum(m w l) / sum(m w)      per image, then their mean; w = sg(s), or 1
         objective                      the estimator's; value 0, gradient reversed
 
     Minimising it trains the autoencoder to reconstruct and, in the same backward pass, the
@@ -131,8 +131,9 @@ class CombinedAdversarialLoss(nn.Module):
         weight = mask
         if self.score_weighted and patch_mask.scores is not None:
             weight = mask * patch_mask.scores
+        # By image, so that ranks of b images together do what one process does with all of them.
         # Scores of extreme logits round to 0; then A is 0 and not a division by it.
-        adversarial = (weight * error).sum() / weight.sum().clamp_min(1e-12)
+        adversarial = ((weight * error).sum(1) / weight.sum(1).clamp_min(1e-12)).mean()
         if patch_mask.objective is None:
             return adversarial, torch.zeros_like(adversarial)
         return adversarial, patch_mask.objective(error, patch_mask)

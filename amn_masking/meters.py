@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +32,133 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
     if patch_mask.threshold is not None:
         statistics["threshold"] = patch_mask.threshold.mean()
     return statistics
+
+
+@torch.no_grad()
+def score_entropy(logits: Tensor) -> Tensor:
+    """How evenly an image's patches are liked: mean over the images of H(softmax(z)) / log L.
+
+    softmax(z) is the chance of each patch to be masked first when masks are drawn without
+    replacement. Like the masks, and unlike the entropy of each score by itself, it does not change
+    when one number is added to all logits of an image.
+
+    Args:
+        logits: ``(B, L)``, L >= 2.
+
+    Returns:
+        A scalar in [0, 1]: 1 where all patches are equal, 0 where one has all the weight.
+    """
+    log_share = torch.log_softmax(logits.detach().float(), 1)
+    entropy = -(log_share.exp() * log_share).sum(1)
+    return (entropy / math.log(logits.shape[1])).mean()
+
+
+@torch.no_grad()
+def mask_distance(mask: Tensor) -> Tensor:
+    """How much the masks of a batch differ, beside masks drawn at random.
+
+    The mean Hamming distance of two images' masks, divided by what it would be, on average, for
+    masks of the same counts at uniformly random positions. With c_l the images that mask position
+    l, and r_i the ratio of image i, both sums over ordered pairs of different images::
+
+        distance = sum_l 2 c_l (B - c_l) / (B (B - 1) L)
+        random   = sum_{i != j} (r_i + r_j - 2 r_i r_j) / (B (B - 1))     2 r (1 - r) if all equal
+
+    Args:
+        mask: ``(B, L)`` of 0 and 1, B >= 2, with a visible and a masked patch in every image.
+
+    Returns:
+        A scalar, the ratio of the two: 0 where all images have one mask, about 1 where position
+        says nothing, more than 1 where the images avoid each other's positions.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    batch, length = mask.shape
+    if batch < 2:
+        raise ValueError(f"the distance between masks expected at least two images, got {batch}")
+    count = mask.sum(0)
+    distance = (2 * count * (batch - count)).sum() / length
+    ratio = mask.mean(1)
+    total = ratio.sum()
+    random = 2 * (batch - 1) * total - 2 * (total.square() - ratio.square().sum())
+    return distance / random
+
+
+class PositionMeter:
+    """Whether the masks know more than the position: a running share of images that mask each.
+
+    With f_l the share of images that mask position l, r the mean of f, and H(p) the entropy of a
+    coin of chance p::
+
+        entropy = mean_l H(f_l) / H(r)
+
+    It is the share of a mask bit's uncertainty that is left when its position is known: 1 where
+    every position is masked equally often, 0 where the masks are frozen, whatever their ratio.
+    The entropy of f / sum(f) would say the same, but its least value depends on the ratio.
+
+    n random masks give about 1 - 1 / (2 n H(r)) with H in nats: 0.99 for 100 masks at ratio 0.25.
+
+    The running share is the plain mean of the first ``window`` batches, then an exponential one
+    with the weight 1 / ``window`` for the newest. Each grid has its own, so that image sizes may
+    change from batch to batch. All stays on the masks' device; nothing is read back.
+
+    Args:
+        window: batches, at least 1.
+
+    Raises:
+        ValueError: ``window`` is less than 1.
+    """
+
+    def __init__(self, window: int = 100) -> None:
+        if window < 1:
+            raise ValueError(f"window counts batches, at least 1, got {window}")
+        self.window = window
+        self.frequencies: dict[tuple[int, int], Tensor] = {}
+        self.batches: dict[tuple[int, int], int] = {}
+        self.grid: tuple[int, int] | None = None  # of the newest batch
+
+    @torch.no_grad()
+    def update(self, patch_mask: PatchMask) -> None:
+        """Count the masks of a batch."""
+        self.grid = patch_mask.grid
+        share = patch_mask.mask.mean(0)
+        batches = self.batches.get(self.grid, 0) + 1
+        self.batches[self.grid] = batches
+        before = self.frequencies.get(self.grid, share).to(share.device)
+        self.frequencies[self.grid] = before.lerp(share, 1 / min(batches, self.window))
+
+    @property
+    def filled(self) -> bool:
+        """Whether a whole window of batches of the newest grid was counted."""
+        return self.grid is not None and self.batches[self.grid] >= self.window
+
+    def entropy(self) -> Tensor:
+        """A scalar in [0, 1], of the newest batch's grid.
+
+        Raises:
+            ValueError: nothing was counted yet.
+        """
+        if self.grid is None:
+            raise ValueError("expected at least one update(patch_mask) before entropy()")
+        frequency = self.frequencies[self.grid].clamp(0, 1)
+        return coin_entropy(frequency).mean() / coin_entropy(frequency.mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors on the CPU and plain numbers."""
+        return {
+            "frequencies": {grid: share.cpu() for grid, share in self.frequencies.items()},
+            "batches": dict(self.batches),
+            "grid": self.grid,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.frequencies = dict(state["frequencies"])
+        self.batches = dict(state["batches"])
+        self.grid = state["grid"]
+
+
+def coin_entropy(chance: Tensor) -> Tensor:
+    """-p log p - (1 - p) log(1 - p) in nats, 0 at p = 0 and 1."""
+    return -torch.xlogy(chance, chance) - torch.xlogy(1 - chance, 1 - chance)

@@ -24,8 +24,10 @@ settings.register_profile("thorough", max_examples=5000, **COMMON)
 settings.register_profile("mutants", max_examples=15, derandomize=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-# The models here are tiny, and a pool of threads does not survive the forks of make mutants.
+# The models here are tiny, two workers share two cores, and a pool of threads does not survive the
+# forks of make mutants. Processes that tests start get the same.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class TorchRandom:

@@ -48,15 +48,18 @@ ON_CPU = {
 }
 
 
-def mim_train(config: str | Path, work_dir: Path, options: dict | None = None) -> str:
+def mim_train(
+    config: str | Path, work_dir: Path, options: dict | None = None, launch: tuple[str, ...] = ()
+) -> str:
     """Output of ``mim train``; the test fails if the process does."""
     mim = Path(sys.executable).with_name("mim")
-    command = [str(mim), "train", "mmpretrain", str(config), "--work-dir", str(work_dir)]
+    command = [str(mim), "train", "mmpretrain", str(config), *launch]
+    command += ["--work-dir", str(work_dir)]
     if options:
         command += ["--cfg-options", *(f"{key}={value}" for key, value in options.items())]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # for hooks of the tests' own
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -123,6 +126,8 @@ def test_photos_config_trains_draws_and_changes_the_masking_network(tmp_path, ph
     assert_trained_with_masks(tmp_path, epochs=3)
     pictures = sorted(path.name for path in tmp_path.glob("*/vis_data/vis_image/*.png"))
     assert pictures == [f"masking_{step}.png" for step in (0, 3, 6, 9)]
+    # Measured before the first step; the next time would be the 51st.
+    assert len({row["adversarial_gain"] for row in scalars(tmp_path)}) == 1
     before, after = (weights(tmp_path / f"epoch_{epoch}.pth") for epoch in (2, 3))
     for name in before:
         if name.startswith("masking.network"):

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 
 from amn_masking import AdversarialMasking, RandomMasking
-from amn_masking.schedules import Schedule
 from tests import draws
 
 STRATEGIES = {
@@ -154,26 +153,6 @@ def test_nothing_with_a_graph_stays_on_the_module():
     for module in masking.modules():
         for value in vars(module).values():
             assert not (isinstance(value, torch.Tensor) and value.grad_fn is not None)
-
-
-def test_schedules_move_with_progress():
-    masking = AdversarialMasking(
-        strength=dict(type="linear", start=-1, end=1, begin=0.2, until=0.6), random_share=0.1
-    )
-    values = []
-    for progress in (0.0, 0.2, 0.4, 0.6, 1.0):
-        masking.set_progress(progress)
-        values.append(masking.strength)
-    assert values == pytest.approx([-1, -1, 0, 1, 1])
-    assert masking.random_share == 0.1
-    with pytest.raises(ValueError, match="share of training done"):
-        masking.set_progress(1.1)
-
-
-def test_a_step_schedule_jumps_where_begin_is_until():
-    step = Schedule(0.0, 1.0, begin=0.5, until=0.5)
-    assert [step(p) for p in (0.0, 0.49, 0.5, 1.0)] == [0, 0, 1, 1]
-    assert Schedule(2.0, 3.0, begin=0.0, until=0.0)(0.0) == 3.0
 
 
 @pytest.mark.parametrize(

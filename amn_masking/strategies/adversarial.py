@@ -41,7 +41,8 @@ class AdversarialMasking(MaskingStrategy):
         estimator: ``dict(type='straight_through' | 'gumbel' | 'score_function' | 'ranking', ...)``.
         strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
             frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
-            ``dict(type='linear', start=-1, end=1)`` over the course of training.
+            ``dict(type='linear', start=-1, end=1)`` over the course of training; see
+            :class:`~amn_masking.schedules.Schedule` for iterations and epochs.
         random_share: share in [0, 1] of the masked patches to draw uniformly; a number or a
             schedule.
         standardise: whether the logits are standardised per image, so that the network chooses an
@@ -102,21 +103,15 @@ class AdversarialMasking(MaskingStrategy):
         self.standardise = standardise
         self.temperature = temperature
         self.gate = gate
-        self.set_progress(0.0)
+        self.set_progress(0.0, 0, 0)
 
-    def set_progress(self, progress: float) -> None:
-        """Move the schedules. mmpretrain's adapter does it; elsewhere call it every step.
-
-        Args:
-            progress: share of the training that is done, in [0, 1].
-
-        Raises:
-            ValueError: outside [0, 1].
-        """
+    def set_progress(
+        self, progress: float, iteration: float | None = None, epoch: float | None = None
+    ) -> None:
         if not 0 <= progress <= 1:
             raise ValueError(f"progress is the share of training done, in [0, 1], got {progress}")
-        self.strength = self.strength_schedule(progress)
-        self.random_share = self.random_share_schedule(progress)
+        self.strength = self.strength_schedule(progress, iteration, epoch)
+        self.random_share = self.random_share_schedule(progress, iteration, epoch)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
         """Make the mask, outside autocast and, from the score map on, in float32.

@@ -46,8 +46,21 @@ class MaskingStrategy(nn.Module):
         """
         raise NotImplementedError
 
-    def set_progress(self, progress: float) -> None:
-        """Tell a strategy with schedules what share of the training is done, in [0, 1]."""
+    def set_progress(
+        self, progress: float, iteration: float | None = None, epoch: float | None = None
+    ) -> None:
+        """Move the schedules, if there are any.
+
+        mmpretrain's adapter calls it; elsewhere call it every step.
+
+        Args:
+            progress: share of the training that is done, in [0, 1].
+            iteration: iterations that are done, for schedules ``by='iter'``.
+            epoch: epochs that are done, in fractions, for schedules ``by='epoch'``.
+
+        Raises:
+            ValueError: a share outside [0, 1], or a schedule's count is missing.
+        """
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Patches per column and per row of ``(B, C, H, W)`` images.

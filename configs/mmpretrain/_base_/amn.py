@@ -1,4 +1,4 @@
-# What the configs of this folder share: the strategy, its learning rate, its pictures, its log.
+# What the configs of this folder share: the strategy, its learning rate, pictures, meters and log.
 #
 # Names with `base_` are taken up by a config as `_base_.base_masking` and so on, because two bases
 # may not both say `model`. To change a setting from the command line, name the place where it
@@ -27,10 +27,14 @@ base_masking_keys = {"masking": dict(lr_mult=1.0, decay_mult=0.0)}
 # take; so every config states it anew.
 base_collate_fn = dict(_delete_=True, type="default_collate")
 
-custom_hooks = [dict(type="amn_masking.MaskingPicturesHook", interval=10)]
+custom_hooks = [
+    dict(type="amn_masking.MaskingPicturesHook", interval=10),
+    dict(type="amn_masking.MaskingMetersHook", interval=50),
+    # A resumed run draws the random numbers of one that was never stopped.
+    dict(type="amn_masking.RandomStateHook"),
+]
 
 # Averaged over the last iterations, as mmengine does for losses by default; the others are the last
-# iteration's.
-log_processor = dict(
-    mean_pattern=r".*(loss|time|data_time|grad_norm|reconstruction|adversarial|score_spread).*"
-)
+# value as it is. The `$` leaves out adversarial_gain: it is measured every 50th iteration only, and
+# the mean would be over the last 10 measurements.
+log_processor = dict(mean_pattern=r"loss|time|grad_norm|reconstruction|adversarial$|score_spread")

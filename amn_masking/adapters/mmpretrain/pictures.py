@@ -42,12 +42,12 @@ class MaskingPicturesHook(Hook):
         self.interval = interval
         self.by_epoch = by_epoch
         self.num_images = num_images
-        self.inputs = torch.empty(0)
+        self.inputs: Any = None
         self.drawn_at = -1
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        model = self._model(runner)
+        model = unwrapped(runner)
         if getattr(model, "masking", None) is None or not hasattr(model, "reconstruct"):
             raise ValueError(
                 "MaskingPicturesHook expected a model with masking= and reconstruct(), got "
@@ -82,7 +82,7 @@ class MaskingPicturesHook(Hook):
 
     def _draw(self, runner: Runner, step: int | None = None) -> None:
         step = runner.iter if step is None else step
-        model = self._model(runner)
+        model = unwrapped(runner)
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
@@ -93,13 +93,16 @@ class MaskingPicturesHook(Hook):
                 module.training = training
         preprocessor = model.data_preprocessor
         mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
-        picture = draw_masks(self.inputs, patch_mask, reconstruction, mean, std)
+        # A method may have one mask for the whole batch: then that image alone is drawn.
+        images = self.inputs if isinstance(self.inputs, torch.Tensor) else self.inputs[0]
+        picture = draw_masks(images[: len(patch_mask.mask)], patch_mask, reconstruction, mean, std)
         runner.visualizer.add_image("masking", picture, step=step)
         self.drawn_at = step
 
-    @staticmethod
-    def _model(runner: Runner) -> Any:
-        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+def unwrapped(runner: Runner) -> Any:
+    """The model itself, out of its distributed wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 @contextmanager

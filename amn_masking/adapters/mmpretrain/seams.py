@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from mmengine.config import Config
 from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
@@ -17,10 +19,10 @@ from amn_masking.mask import PatchMask
 
 
 @contextmanager
-def overridden(module: nn.Module, name: str, function: Callable) -> Iterator[None]:
-    """For the duration, a function of this one instance is replaced."""
+def overridden(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """For the duration, a function or a number of this one instance is replaced."""
     own = vars(module).get(name)
-    setattr(module, name, function)
+    setattr(module, name, value)
     try:
         yield
     finally:
@@ -70,37 +72,58 @@ def hidden_padding(backbone: Any, neck: Any, padding: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def seen_by_loss(loss_module: nn.Module, patch_mask: PatchMask) -> Iterator[list[Tensor]]:
-    """For the duration, collects ``[pred, target]`` as the head's loss module gets them.
+def seen_by_loss(loss_module: nn.Module, patch_mask: PatchMask) -> Iterator[list[tuple]]:
+    """For the duration, collects the arguments of each call of the head's loss module.
 
     A :class:`CombinedAdversarialLoss` is given the whole PatchMask in place of the plain mask.
     """
-    seen: list[Tensor] = []
+    calls: list[tuple] = []
 
-    def look(
-        module: nn.Module, pred: Tensor, target: Tensor, mask: Tensor | None = None
-    ) -> tuple[tuple, dict]:
-        seen[:] = pred, target
-        return (
-            pred,
-            target,
-            patch_mask if isinstance(module, CombinedAdversarialLoss) else mask,
-        ), {}
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        seen = inspect.signature(module.forward).bind(*args, **kwargs).args
+        calls.append(seen)
+        if isinstance(module, CombinedAdversarialLoss):
+            return (*seen[:2], patch_mask), {}
+        return None
 
-    handle = loss_module.register_forward_pre_hook(
-        lambda module, args, kwargs: look(module, *args, **kwargs), with_kwargs=True
-    )
+    handle = loss_module.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        yield seen
+        yield calls
     finally:
         handle.remove()
 
 
-def training_progress() -> float:
-    """Share of the current run's iterations that are done, in [0, 1]; 0 outside a Runner."""
+class Progress(NamedTuple):
+    """How far a Runner is: what schedules count by."""
+
+    share: float
+    iteration: int
+    epoch: float | None  # in fractions; None where the loop has no epochs
+
+
+def training_progress() -> Progress:
+    """How far the current run is; nothing is done outside a Runner.
+
+    A resumed Runner goes on counting where it stopped, and so do the schedules.
+    """
     hub = MessageHub.get_current_instance()
-    max_iters = hub.get_info("max_iters", 0)
-    return min(1.0, hub.get_info("iter", 0) / max_iters) if max_iters else 0.0
+    iteration, max_iters = hub.get_info("iter", 0), hub.get_info("max_iters", 0)
+    if not max_iters:
+        return Progress(0.0, 0, 0.0)
+    share = min(1.0, iteration / max_iters)
+    max_epochs = hub.get_info("max_epochs", 1)
+    # An IterBasedTrainLoop says that it has one epoch, "for compatibility".
+    if max_epochs == 1 and counts_iterations(hub.get_info("cfg", "")):
+        return Progress(share, iteration, None)
+    return Progress(share, iteration, iteration * max_epochs / max_iters)
+
+
+@torch.compiler.disable  # the cache too: what is compiled would go past it
+@functools.lru_cache(maxsize=1)
+def counts_iterations(config: str) -> bool:
+    """Whether the training loop of a Runner's config, as text, is one without epochs."""
+    loop = Config.fromstring(config, ".py").get("train_cfg") or {}
+    return not loop.get("by_epoch", True) or "Iter" in str(loop.get("type"))
 
 
 # `_base_ = 'mmpretrain::...'` puts mmengine's `_scope_` mark on collate_fn=dict(type=...), and

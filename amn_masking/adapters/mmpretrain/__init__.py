@@ -1,0 +1,78 @@
+"""mmpretrain: its masked-image-modelling methods with any masking strategy.
+
+Importing this module registers the methods under the ``amn_masking`` scope (``type=
+'amn_masking.MAE'``), and strategies, loss and hook both there and, unprefixed, in mmpretrain's
+own registry, because dicts that a ``mmpretrain::`` base brings in are looked up there.
+"""
+
+from __future__ import annotations
+
+try:
+    from mmengine.registry import FUNCTIONS
+    from mmpretrain.registry import HOOKS as MMPRETRAIN_HOOKS
+    from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+    from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
+except ImportError as error:
+    raise ImportError(
+        "the mmpretrain adapter expected mmengine, mmcv and mmpretrain, but one cannot be imported "
+        f"({error}). Install amn-masking with its extra [mmpretrain], as in pip install -e "
+        "'.[mmpretrain]', or with [onedl] for the maintained forks (one of the two per environment)"
+    ) from error
+
+from amn_masking.adapters.mmpretrain.backbone_masks import EVA, MAE, MFF, MILAN, MixMIM, SparK
+from amn_masking.adapters.mmpretrain.meters import MaskingMetersHook
+from amn_masking.adapters.mmpretrain.model_index import register_models
+from amn_masking.adapters.mmpretrain.optim import MaskingOptimWrapperConstructor
+from amn_masking.adapters.mmpretrain.pictures import MaskingPicturesHook
+from amn_masking.adapters.mmpretrain.random_state import RandomStateHook
+from amn_masking.adapters.mmpretrain.resume import install as install_safe_resume
+from amn_masking.adapters.mmpretrain.sample_masks import CAE, BEiT, MaskFeat, SimMIM, iTPN
+from amn_masking.adapters.mmpretrain.seams import (
+    default_collate_any_scope,
+    pseudo_collate_any_scope,
+)
+from amn_masking.losses import CombinedAdversarialLoss
+from amn_masking.registry import HOOKS, MODELS
+from amn_masking.strategies import AdversarialMasking, RandomMasking
+
+__all__ = [
+    "CAE",
+    "EVA",
+    "MAE",
+    "METHODS",
+    "MFF",
+    "MILAN",
+    "MMPRETRAIN_MODELS",
+    "BEiT",
+    "MaskFeat",
+    "MaskingMetersHook",
+    "MaskingPicturesHook",
+    "MixMIM",
+    "RandomStateHook",
+    "SimMIM",
+    "SparK",
+    "iTPN",
+]
+
+# By the name that mmpretrain gives them.
+METHODS = {
+    cls.__name__: cls
+    for cls in (MAE, EVA, MFF, MILAN, SimMIM, MaskFeat, BEiT, CAE, iTPN, SparK, MixMIM)
+}
+
+
+FUNCTIONS.register_module(name="default_collate", module=default_collate_any_scope, force=True)
+FUNCTIONS.register_module(name="pseudo_collate", module=pseudo_collate_any_scope, force=True)
+register_models()
+for method in METHODS.values():
+    MODELS.register_module(module=method)
+for part in (AdversarialMasking, RandomMasking, CombinedAdversarialLoss):
+    MODELS.register_module(module=part)
+    MMPRETRAIN_MODELS.register_module(module=part)
+for hook in (MaskingPicturesHook, MaskingMetersHook, RandomStateHook):
+    HOOKS.register_module(module=hook)
+    MMPRETRAIN_HOOKS.register_module(module=hook)
+install_safe_resume()
+OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+    name="DefaultOptimWrapperConstructor", module=MaskingOptimWrapperConstructor
+)

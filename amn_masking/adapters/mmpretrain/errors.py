@@ -1,0 +1,78 @@
+"""Per-patch errors from what a head's loss module is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmpretrain.models import losses
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amn_masking.losses import CombinedAdversarialLoss, pool_error
+from amn_masking.mask import PatchMask
+
+PIXEL_LOSSES = (losses.PixelReconstructionLoss, CombinedAdversarialLoss)
+KNOWN_LOSSES = (
+    *PIXEL_LOSSES,
+    losses.CosineSimilarityLoss,
+    losses.CrossEntropyLoss,
+    losses.CAELoss,
+)
+
+
+def patch_error(
+    loss_module: nn.Module,
+    calls: Sequence[tuple],
+    patch_mask: PatchMask,
+    combined: CombinedAdversarialLoss,
+) -> Tensor:
+    """The un-reduced error of each patch, with the autoencoder's gradient.
+
+    Args:
+        loss_module: the head's, one of ``KNOWN_LOSSES``.
+        calls: positional arguments of each of its calls; more than one (BEiT v2) are added up.
+        patch_mask: the mask of those calls.
+        combined: gives the criterion where the prediction is of pixels.
+
+    Returns:
+        ``(B, L)``. At patches that the method makes no prediction for, 0.
+    """
+    return torch.stack(
+        [on_patches(row_error(loss_module, combined, *call), patch_mask) for call in calls]
+    ).sum(0)
+
+
+def row_error(
+    loss_module: nn.Module,
+    combined: CombinedAdversarialLoss,
+    pred: Tensor,
+    target: Tensor,
+    *rest: Tensor,
+) -> Tensor:
+    """What the loss module averages, before it does: an error per token, per masked token or per
+    pixel. For pixels it is ``combined``'s own criterion.
+    """
+    if isinstance(loss_module, PIXEL_LOSSES):
+        return combined.error(pred, target)
+    if isinstance(loss_module, losses.CosineSimilarityLoss):
+        likeness = F.cosine_similarity(pred, target, dim=-1)
+        return loss_module.shift_factor - loss_module.scale_factor * likeness
+    if isinstance(loss_module, losses.CAELoss):
+        latent_pred, latent_target = rest
+        align = F.mse_loss(latent_pred, latent_target.detach(), reduction="none").mean(-1)
+        return F.cross_entropy(pred, target, reduction="none") + loss_module.lambd * align.flatten()
+    # Not called as a module: that is for the method alone, and whoever watches it.
+    return loss_module.forward(pred, target, reduction_override="none")
+
+
+def on_patches(error: Tensor, patch_mask: PatchMask) -> Tensor:
+    """``(B, L)`` from ``(B, L)``, ``(B, 1 + L)`` with a class token in front, ``(B, C, H, W)``, or
+    ``(number of masked patches,)`` image by image in the order of the patches.
+    """
+    if error.dim() == 4:
+        return pool_error(error, patch_mask.grid)
+    if error.dim() == 1:
+        mask = patch_mask.mask
+        return torch.zeros_like(mask).masked_scatter(mask.bool(), error.to(mask.dtype))
+    return error[:, -patch_mask.num_patches :]

@@ -1,0 +1,330 @@
+"""``masking=`` for a self-supervised method of mmpretrain."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from mmpretrain.models.selfsup.base import BaseSelfSupervisor
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from amn_masking.adapters.mmpretrain.errors import KNOWN_LOSSES, patch_error
+from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
+from amn_masking.adapters.mmpretrain.seams import seen_by_loss, training_progress
+from amn_masking.losses import CombinedAdversarialLoss
+from amn_masking.mask import PatchMask
+from amn_masking.meters import mask_statistics
+from amn_masking.patches import patchify, unpatchify
+from amn_masking.strategies import MaskingStrategy
+
+STRATEGIES = "'AdversarialMasking' or 'RandomMasking'"
+
+
+class MaskingMixin(BaseSelfSupervisor):
+    """Gives a method of mmpretrain the argument ``masking``.
+
+    The method's own ``loss`` runs unchanged. Around it the strategy makes the mask, the method is
+    made to use it, the prediction and its target are seen on their way into the head's loss, and
+    the adversarial terms are added. The masking network is a submodule like any other: one
+    optimizer, one backward, one checkpoint.
+
+    Args:
+        masking: a strategy or its config; None leaves the method as it is, bit for bit.
+
+    Attributes:
+        backbones: the backbones that the method can be masked with.
+        mask_ratio: share of masked patches where neither the strategy nor the backbone says.
+    """
+
+    backbones: tuple[type[nn.Module], ...] = (nn.Module,)
+    mask_ratio: float = 0.75
+
+    def __init__(
+        self, *args: Any, masking: Mapping[str, Any] | MaskingStrategy | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        # Any: a MaskingStrategy, or None.
+        self.masking: Any = None if masking is None else self.build_masking(masking)
+
+    def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
+        """The strategy, with the method's own patch size, channels and mask ratio as defaults.
+
+        Raises:
+            TypeError: ``masking`` is not a masking strategy.
+            ValueError: an unknown strategy, or one that does not suit this method.
+        """
+        self.check_method()
+        if isinstance(masking, Mapping):
+            config = dict(masking)
+            kind = config.get("type")
+            cls = MMPRETRAIN_MODELS.get(kind) if isinstance(kind, str) else kind
+            if cls is None:
+                raise ValueError(
+                    f"masking= expected dict(type=...) with a registered strategy, {STRATEGIES}, "
+                    f"got type {kind!r}"
+                )
+            parameters = inspect.signature(cls).parameters
+            for key, value in self.masking_defaults().items():
+                if key in parameters:
+                    given = config.get(key)
+                    if given is None:
+                        config[key] = value
+                    elif isinstance(value, Mapping) and isinstance(given, Mapping):
+                        config[key] = {**value, **given}
+            masking = MMPRETRAIN_MODELS.build(config)
+        if not isinstance(masking, MaskingStrategy):
+            raise TypeError(
+                f"masking={type(masking).__name__} is not a masking strategy; expected None, "
+                f"{STRATEGIES} or a MaskingStrategy of your own"
+            )
+        self.check_strategy(masking)
+        return masking
+
+    def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, this rank's, and the numbers for the log, of all ranks."""
+        loss, log_vars = super().parse_losses(losses)
+        return loss, log_vars if self.masking is None else over_ranks(log_vars)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.masking is not None:
+            warn_if_ranks_draw_alike()
+
+    def check_method(self) -> None:
+        """Refuse a form of the method that cannot take a strategy.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        name = type(self).__name__
+        if not isinstance(self.backbone, self.backbones):
+            known = " or ".join(backbone.__name__ for backbone in self.backbones)
+            raise ValueError(
+                f"masking= on {name} expected a {known} backbone, got "
+                f"{type(self.backbone).__name__}; use backbone=dict(type={known.split()[0]!r}, "
+                "...) or leave masking out"
+            )
+        loss = self.loss_module
+        if not isinstance(loss, KNOWN_LOSSES):
+            known = ", ".join(cls.__name__ for cls in KNOWN_LOSSES)
+            raise ValueError(
+                f"masking= needs the error of each patch and knows how to get it from {known}; the "
+                f"head of {name} has {type(loss).__name__}. Subclass one of those, or override "
+                "patch_error"
+            )
+        if isinstance(loss, CombinedAdversarialLoss) and not self.predicts_pixels():
+            raise ValueError(
+                f"{name} does not predict pixels, so its head's loss cannot be a "
+                "CombinedAdversarialLoss; leave the head as it is and put it into the strategy: "
+                "masking=dict(loss=dict(lambda_adv=...))"
+            )
+
+    def check_strategy(self, masking: MaskingStrategy) -> None:
+        """Refuse a strategy that this method cannot follow.
+
+        Raises:
+            ValueError: with the reason and the way out.
+        """
+        name = f"{type(self).__name__} with {type(self.backbone).__name__}"
+        self.check_patch_size(masking.patch_size)
+        if masking.free_counts and not self.takes_free_counts():
+            raise ValueError(
+                f"{name} needs the same number of visible patches in every image, but "
+                f"{type(masking).__name__} leaves the count free; use "
+                "threshold=dict(type='quantile')"
+            )
+        if getattr(masking, "gate", False) and not self.takes_gate():
+            raise ValueError(
+                f"{name} takes its mask as ids or as a plain tensor, through which no gradient "
+                "flows; leave out gate=True"
+            )
+        loss = self.adversarial_loss(masking)
+        if loss is not None and loss is not self.loss_module and loss.reconstruct != "masked":
+            raise ValueError(
+                f"masking.loss says reconstruct={loss.reconstruct!r}, but the reconstruction term "
+                f"is the head's {type(self.loss_module).__name__}; put it there: head=dict("
+                "loss=dict(type='CombinedAdversarialLoss', reconstruct=...))"
+            )
+
+    def check_patch_size(self, patch_size: tuple[int, int]) -> None:
+        """Refuse patches that are not the method's.
+
+        Raises:
+            ValueError: with the right size.
+        """
+        if patch_size != self.patch_size:
+            raise ValueError(
+                f"masking has patch_size={patch_size}, but {type(self).__name__} works on patches "
+                f"of {self.patch_size} pixels; leave patch_size out to take the method's own"
+            )
+
+    def takes_free_counts(self) -> bool:
+        """Whether images of a batch may mask different numbers of patches."""
+        return False
+
+    def takes_gate(self) -> bool:
+        """Whether the mask multiplies tokens, so that ``gate=True`` has an effect."""
+        return False
+
+    def predicts_pixels(self) -> bool:
+        """Whether pictures can show the prediction, and the head's loss may be a combined one."""
+        return False
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the patches that the method masks: the backbone's."""
+        embed = self.backbone.patch_embed
+        # HiViT embeds parts of a patch and says how large the whole is.
+        return embed.patch_size if hasattr(embed, "patch_size") else embed.projection.stride
+
+    @property
+    def loss_module(self) -> nn.Module:
+        """The head's loss."""
+        return self.head.loss_module
+
+    def masking_defaults(self) -> dict[str, Any]:
+        """What the method itself says about patch size, mask ratio, channels and criterion."""
+        convolution = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
+        penalty = getattr(self.loss_module, "penalty", None)
+        return {
+            "mask_ratio": getattr(self.backbone, "mask_ratio", self.mask_ratio),
+            "patch_size": self.patch_size,
+            "network": {"in_channels": convolution.in_channels},
+            "loss": {"criterion": "L1" if isinstance(penalty, nn.L1Loss) else "L2"},
+        }
+
+    def adversarial_loss(self, masking: MaskingStrategy) -> CombinedAdversarialLoss | None:
+        """The combined loss in force: the head's if it is one, else the strategy's, else None."""
+        if isinstance(self.loss_module, CombinedAdversarialLoss):
+            return self.loss_module
+        return getattr(masking, "loss", None)
+
+    def make_mask(self, images: Tensor) -> PatchMask:
+        """The strategy's mask of ``(B, C, H, W)`` images."""
+        return self.masking(images)
+
+    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
+        """Context in which the method uses ``patch_mask`` in place of a mask that it makes."""
+        return nullcontext()
+
+    def with_mask(self, data_samples: list[DataSample], patch_mask: PatchMask) -> list[DataSample]:
+        """The data samples, with ``patch_mask`` in them where the method takes it from there."""
+        return data_samples
+
+    def loss(
+        self, inputs: Tensor | list[Tensor], data_samples: list[DataSample], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """The method's loss under the strategy's mask, with the adversarial terms.
+
+        Besides the losses the dict holds numbers for the log, without gradient:
+        ``reconstruction``, ``adversarial``, the mask's statistics and the adversary's
+        ``strength``.
+        """
+        if self.masking is None:
+            return super().loss(inputs, data_samples, **kwargs)
+        images = inputs if isinstance(inputs, Tensor) else inputs[0]
+        self.masking.set_progress(*training_progress())
+        patch_mask = self.make_mask(images)
+        losses, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
+        self.add_adversarial_terms(losses, patch_mask, calls)
+        losses.update(mask_statistics(patch_mask))
+        if hasattr(self.masking, "strength"):
+            losses["strength"] = images.new_full((), self.masking.strength)
+        return losses
+
+    def masked_loss(
+        self,
+        patch_mask: PatchMask,
+        inputs: Tensor | list[Tensor],
+        data_samples: list[DataSample],
+        **kwargs: Any,
+    ) -> tuple[dict[str, Tensor], list[tuple]]:
+        """The method's own loss under a given mask, and what its loss module was called with."""
+        with (
+            self.inject(patch_mask),
+            seen_by_loss(self.loss_module, patch_mask) as calls,
+        ):
+            losses = super().loss(inputs, self.with_mask(data_samples, patch_mask), **kwargs)
+        return losses, calls
+
+    def patch_error(self, patch_mask: PatchMask, calls: list[tuple]) -> Tensor:
+        """``(B, L)`` error of each patch, as the method's loss measures it."""
+        combined = self.adversarial_loss(self.masking) or CombinedAdversarialLoss(
+            **self.masking_defaults()["loss"]
+        )
+        return patch_error(self.loss_module, calls, patch_mask, combined)
+
+    @torch.no_grad()
+    def masked_error(
+        self,
+        patch_mask: PatchMask,
+        inputs: Tensor | list[Tensor],
+        data_samples: list[DataSample],
+        **kwargs: Any,
+    ) -> Tensor:
+        """The mean error of the batch's masked patches under a given mask: a scalar.
+
+        By the method's own forward pass, in the mode that the model is in.
+        """
+        _, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
+        error = self.patch_error(patch_mask, calls)
+        return (error * patch_mask.mask).sum() / patch_mask.mask.expand_as(error).sum()
+
+    def add_adversarial_terms(
+        self, losses: dict[str, Tensor], patch_mask: PatchMask, calls: list[tuple]
+    ) -> None:
+        """Put the adversarial terms into ``losses``, and the loss's parts for the log."""
+        # mmengine minimises the sum of everything whose name holds 'loss'.
+        reconstruction = torch.stack([v.detach() for k, v in losses.items() if "loss" in k]).sum()
+        combined = self.adversarial_loss(self.masking)
+        if combined is self.loss_module:
+            with torch.no_grad():
+                terms = combined.terms(calls[0][0], calls[0][1], patch_mask)
+            reconstruction, adversarial = terms.reconstruction, terms.adversarial
+        elif combined is not None:
+            error = self.patch_error(patch_mask, calls)
+            adversarial, objective = combined.adversarial_terms(error, patch_mask)
+            extra = combined.lambda_adv * (adversarial + objective)
+            if "loss" in losses:
+                losses["loss"] = losses["loss"] + extra
+            else:
+                losses["loss_adversarial"] = extra
+        losses["reconstruction"] = reconstruction
+        if combined is not None:
+            losses["adversarial"] = adversarial.detach()
+
+    @torch.no_grad()
+    def reconstruct(self, inputs: Tensor | list[Tensor]) -> tuple[PatchMask, Tensor | None]:
+        """Masks and predicted images, for pictures.
+
+        Args:
+            inputs: ``(B, C, H, W)``, preprocessed; of a list the first.
+
+        Returns:
+            The mask, and ``(B, C, H, W)`` predictions on the scale of the inputs, or None where
+            the method does not predict pixels. With ``norm_pix`` each patch is given the mean
+            and the deviation of the input's.
+
+        Raises:
+            ValueError: the model has no masking strategy.
+        """
+        if self.masking is None:
+            raise ValueError("reconstruct expected a model with masking=dict(type=...), got None")
+        images = inputs if isinstance(inputs, Tensor) else inputs[0]
+        patch_mask = self.make_mask(images)
+        if not self.predicts_pixels():
+            return patch_mask, None
+        _, calls = self.masked_loss(patch_mask, inputs, [DataSample() for _ in images])
+        pred = calls[0][0]
+        if pred.dim() == 4:
+            return patch_mask, pred
+        if getattr(self.head, "norm_pix", False):
+            patches = patchify(images, self.patch_size)
+            deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+            pred = pred * deviation + patches.mean(-1, keepdim=True)
+        return patch_mask, unpatchify(pred, self.patch_size, patch_mask.grid)

@@ -1,0 +1,43 @@
+"""What several processes of one training tell each other."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from mmengine.dist import all_gather, get_world_size
+from mmengine.logging import print_log
+from torch import Tensor
+
+
+@torch.no_grad()
+def over_ranks(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers for the log, over all ranks: mmengine writes down rank 0's only.
+
+    The mean of the ranks; the least where a name ends in ``_min``, the largest in ``_max``. One
+    ``all_gather`` of a few bytes, and nothing that waits for a device.
+
+    Args:
+        numbers: scalars by name, the same names on every rank.
+    """
+    if get_world_size() == 1:
+        return numbers
+    ranks = torch.stack(all_gather(torch.stack([x.detach().float() for x in numbers.values()])))
+    reduced = {"_min": ranks.amin(0), "_max": ranks.amax(0)}
+    mean = ranks.mean(0)
+    return {name: reduced.get(name[-4:], mean)[i] for i, name in enumerate(numbers)}
+
+
+def warn_if_ranks_draw_alike() -> None:
+    """Warn where all ranks were given one seed, so that they draw the same masks or noise."""
+    if get_world_size() == 1:
+        return
+    # Half a seed each: they have 64 bits, and MPS and some accelerators have no such integers.
+    seeds = {int(seed) for seed in all_gather(torch.tensor(torch.initial_seed() % 2**31))}
+    if len(seeds) == 1:
+        print_log(
+            "all ranks draw their masks from one seed, so the images of different ranks are masked "
+            "alike; set randomness=dict(diff_rank_seed=True) in the config",
+            logger="current",
+            level=logging.WARNING,
+        )
