@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants estimators methods lint
 
-EXTRAS := mmpretrain,test,dev
+EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev
 PYTHON_ENV := .venv/bin/python
 WORK_DIR := work_dirs/demo
 CONFIG := configs/mmpretrain/mae_amn_vit-tiny_photos.py

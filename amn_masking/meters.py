@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,38 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
     if patch_mask.threshold is not None:
         statistics["threshold"] = patch_mask.threshold.mean()
     return statistics
+
+
+@torch.no_grad()
+def adversarial_gain(
+    patch_error: Callable[[PatchMask], Tensor],
+    patch_mask: PatchMask,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """How much harder these masks are than random ones: masked error over masked error.
+
+    Args:
+        patch_error: gives the ``(B, L)`` error of each patch of one batch under a mask.
+        patch_mask: the strategy's, of that batch.
+        generator: source of the random positions, on the mask's device.
+
+    Returns:
+        A scalar: the mean error of the masked patches, over the same under masks that hide as many
+        patches of each image at uniformly random positions. Above 1 = harder.
+    """
+    mask = patch_mask.mask
+    noise = torch.rand(mask.shape, generator=generator, device=mask.device)
+    at_random = PatchMask.from_shuffle(
+        noise.argsort(1), patch_mask.num_visible, patch_mask.grid, patch_mask.visible_counts
+    )
+    return masked_mean(patch_error(patch_mask), mask) / masked_mean(
+        patch_error(at_random), at_random.mask
+    )
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of a ``(B, L)`` error over all masked patches of the batch."""
+    return (error * mask).sum() / mask.sum()
 
 
 @torch.no_grad()

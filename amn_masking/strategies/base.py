@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.patches import grid_size
 
@@ -19,15 +20,18 @@ class MaskingStrategy(nn.Module):
 
     Attributes:
         free_counts: whether images of one batch may mask different numbers of patches.
+        loss: weighs what the strategy adds to a codebase's own loss; None if it learns nothing.
 
     Raises:
         ValueError: ``patch_size`` is not positive.
     """
 
     free_counts: bool = False
+    loss: CombinedAdversarialLoss | None
 
     def __init__(self, patch_size: int | tuple[int, int]) -> None:
         super().__init__()
+        self.loss = None
         size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
@@ -45,6 +49,27 @@ class MaskingStrategy(nn.Module):
             ValueError: the images do not split into patches.
         """
         raise NotImplementedError
+
+    def total_loss(self, reconstruction: Tensor, error: Tensor, patch_mask: PatchMask) -> Tensor:
+        """A codebase's own loss with the adversarial terms of this strategy.
+
+        Args:
+            reconstruction: the loss as the codebase computes it, a scalar.
+            error: ``(B, L)`` per-patch error, with the autoencoder's gradient; what it is at
+                visible patches does not matter.
+            patch_mask: the mask that both were made under.
+
+        Returns:
+            reconstruction + lambda_adv (A + objective), see :class:`CombinedAdversarialLoss`; the
+            reconstruction itself from a strategy that learns nothing.
+
+        Raises:
+            ValueError: the error is not one number per patch of this mask.
+        """
+        if self.loss is None:
+            return reconstruction
+        adversarial, objective = self.loss.adversarial_terms(error, patch_mask)
+        return reconstruction + self.loss.lambda_adv * (adversarial + objective)
 
     def set_progress(
         self, progress: float, iteration: float | None = None, epoch: float | None = None
