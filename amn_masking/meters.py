@@ -52,13 +52,19 @@ def adversarial_gain(
         A scalar: the mean error of the masked patches, over the same under masks that hide as many
         patches of each image at uniformly random positions. Above 1 = harder.
     """
+    learned, random = (
+        masked_mean(patch_error(masks), masks.mask)
+        for masks in (patch_mask, at_random(patch_mask, generator))
+    )
+    return learned / random
+
+
+def at_random(patch_mask: PatchMask, generator: torch.Generator | None = None) -> PatchMask:
+    """Masks that hide as many patches of each image, at uniformly random positions."""
     mask = patch_mask.mask
     noise = torch.rand(mask.shape, generator=generator, device=mask.device)
-    at_random = PatchMask.from_shuffle(
+    return PatchMask.from_shuffle(
         noise.argsort(1), patch_mask.num_visible, patch_mask.grid, patch_mask.visible_counts
-    )
-    return masked_mean(patch_error(patch_mask), mask) / masked_mean(
-        patch_error(at_random), at_random.mask
     )
 
 
@@ -152,10 +158,15 @@ class PositionMeter:
         self.grid: tuple[int, int] | None = None  # of the newest batch
 
     @torch.no_grad()
-    def update(self, patch_mask: PatchMask) -> None:
-        """Count the masks of a batch."""
-        self.grid = patch_mask.grid
-        share = patch_mask.mask.mean(0)
+    def update(self, mask: Tensor, grid: tuple[int, int]) -> None:
+        """Count the masks of a batch.
+
+        Args:
+            mask: ``(B, L)``, 1 = masked; a row may also be the mean of several images' masks.
+            grid: patches per column and per row.
+        """
+        self.grid = grid
+        share = mask.detach().mean(0)
         batches = self.batches.get(self.grid, 0) + 1
         self.batches[self.grid] = batches
         before = self.frequencies.get(self.grid, share).to(share.device)
@@ -173,7 +184,7 @@ class PositionMeter:
             ValueError: nothing was counted yet.
         """
         if self.grid is None:
-            raise ValueError("expected at least one update(patch_mask) before entropy()")
+            raise ValueError("expected at least one update(mask, grid) before entropy()")
         frequency = self.frequencies[self.grid].clamp(0, 1)
         return coin_entropy(frequency).mean() / coin_entropy(frequency.mean())
 

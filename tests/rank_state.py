@@ -22,8 +22,9 @@ class RankStateHook(Hook):
         self.handle = runner.model.module.masking.register_forward_hook(self._see)
 
     def _see(self, masking, args, patch_mask):
-        self.images.append(args[0].clone())
-        self.masks.append(patch_mask.mask.clone())
+        if torch.is_grad_enabled():  # the steps, and neither measurements nor pictures
+            self.images.append(args[0].clone())
+            self.masks.append(patch_mask.mask.clone())
 
     def after_train(self, runner):
         self.handle.remove()

@@ -14,6 +14,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import distributed, multiprocessing
 
+from amn_masking.adapters.mmpretrain.resume import load_from_local
+from amn_masking.meters import PositionMeter
 from tests import small_mae
 from tests.conftest import ROOT
 from tests.test_mim import TINY, data_options, mim_train, scalars, weights
@@ -22,6 +24,10 @@ pytestmark = pytest.mark.slow
 
 CONFIG = ROOT / "configs/mmpretrain/mae_amn_vit-tiny_photos_2xcpu.py"
 TWO = ("--launcher", "pytorch", "--gpus", "2")
+METERS = {
+    f"train/{name}"
+    for name in ("adversarial_gain", "random_mask_error", "mask_distance", "position_entropy")
+}
 SAME_SEED = "all ranks draw their masks from one seed"
 
 
@@ -32,7 +38,6 @@ def options(photos):
         "train_dataloader.dataset.pipeline.1.scale": 64,
         "train_dataloader.batch_size": 7,
         "model.backbone.arch.num_layers": 1,
-        "env_cfg.dist_cfg.timeout": 120,
     }
 
 
@@ -44,7 +49,8 @@ def trained(tmp_path_factory, options):
     config.write_text(
         f"_base_ = {str(CONFIG)!r}\n"
         "custom_imports = dict(imports=['amn_masking.cpu_gloo', 'tests.rank_state'])\n"
-        "custom_hooks = [dict(type='RankStateHook')]\n"
+        "custom_hooks = [dict(type=kind) for kind in ('MaskingPicturesHook', 'RandomStateHook',\n"
+        "    'RankStateHook')] + [dict(type='MaskingMetersHook', interval=1)]\n"
     )
     more = {"model.masking.threshold.type": "tracking", "train_cfg.max_epochs": 3}
     more["optim_wrapper.clip_grad.max_norm"] = 1.0
@@ -66,8 +72,10 @@ def test_the_ranks_log_the_same_numbers_and_those_are_of_both(trained):
     (one, other), folder, _ = trained
     own = {"train/time", "train/data_time"}  # each process's own clock
     assert one["logged"].keys() == other["logged"].keys() >= {"train/reconstruction", *own}
+    assert one["logged"].keys() >= METERS
     for name in one["logged"].keys() - own:
-        assert len(one["logged"][name]) == 9, name
+        # Nothing was counted before the first step.
+        assert len(one["logged"][name]) == 9 - (name == "train/position_entropy"), name
         assert torch.equal(one["logged"][name], other["logged"][name]), name
     ratios = torch.cat([one["masks"], other["masks"]], 1).mean(2)  # (steps, images)
     assert torch.allclose(one["logged"]["train/mask_ratio"].float(), ratios.mean(1))
@@ -84,6 +92,19 @@ def test_the_ranks_log_the_same_numbers_and_those_are_of_both(trained):
     last = {name: numbers[-1].item() for name, numbers in one["logged"].items()}
     total = last["train/reconstruction"] + 0.5 * last["train/adversarial"]
     assert last["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_meters_are_of_both_ranks(trained):
+    """Equal on both ranks, as the test above holds, though each measures images of its own."""
+    (one, other), folder, _ = trained
+    positions, grid = PositionMeter(100), (4, 4)
+    for step, expected in enumerate(one["logged"]["train/position_entropy"]):
+        positions.update(torch.cat([one["masks"][step], other["masks"][step]]), grid)
+        assert positions.entropy().item() == pytest.approx(expected.item(), abs=1e-5), step
+    # And the checkpoint has those of both, the last step's included.
+    positions.update(torch.cat([one["masks"][8], other["masks"][8]]), grid)
+    saved = load_from_local(str(folder / "epoch_3.pth"))["masking_meters"]["positions"]
+    assert torch.allclose(saved["frequencies"][grid], positions.frequencies[grid])
 
 
 def test_the_ranks_see_other_images_and_draw_other_noise(trained):
@@ -104,7 +125,8 @@ def test_one_seed_for_all_ranks_is_warned_of_and_the_shipped_config_runs(tmp_pat
     assert len(scalars(tmp_path)) == 3
 
 
-def test_fsdp_trains(tmp_path, options):
+@pytest.fixture
+def fsdp(tmp_path):
     """mmengine's FlexibleRunner with FSDPStrategy, as in docs/distributed.md."""
     config = tmp_path / "mine.py"
     config.write_text(
@@ -114,14 +136,26 @@ def test_fsdp_trains(tmp_path, options):
         "strategy = dict(type='FSDPStrategy', state_dict_cfg='full',\n"
         "    model_wrapper=dict(type='MMFullyShardedDataParallel', device_id='cpu'))\n"
         "train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)\n"
-        "custom_hooks = []\n"
+        "custom_hooks = [dict(type='amn_masking.RandomStateHook')]\n"
     )
-    mim_train(config, tmp_path, options, TWO)
+    return config
+
+
+def test_fsdp_trains(tmp_path, options, fsdp):
+    mim_train(fsdp, tmp_path, options, TWO)
     rows = scalars(tmp_path)
     assert len(rows) == 3
     assert all(row["loss"] > 0 and row["mask_ratio"] == 0.25 for row in rows)
     state = weights(tmp_path / "epoch_1.pth")
     assert state["masking.network.layers.0.weight"].shape == (32, 3, 3, 3)
+
+
+@pytest.mark.parametrize("hook", ["MaskingPicturesHook", "MaskingMetersHook"])
+def test_hooks_that_need_the_whole_model_refuse_fsdp(tmp_path, options, fsdp, hook):
+    fsdp.write_text(fsdp.read_text().replace("RandomStateHook", hook))
+    output = mim_train(fsdp, tmp_path, options, TWO, fails=True)
+    assert f"ValueError: {hook} expected a model that is whole on every device" in output
+    assert not scalars(tmp_path)
 
 
 # DDP against one process: no files, no augmentation, the same images on both sides.

@@ -19,6 +19,10 @@ def random_masks(grid, ratio, batch):
     return RandomMasking(ratio, 4)(torch.zeros(batch, 3, grid[0] * 4, grid[1] * 4))
 
 
+def counted(patch_mask):
+    return patch_mask.mask, patch_mask.grid
+
+
 def coin(p):
     return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
 
@@ -94,7 +98,7 @@ def test_position_entropy_is_that_of_the_weighted_history(window, steps, case, s
     for _ in range(steps):
         order = torch.randperm(mask.shape[1], generator=generator)
         batch = PatchMask.from_mask(mask[:, order], grid)
-        meter.update(batch)
+        meter.update(*counted(batch))
         history.append(batch.mask.mean(0).tolist())
     # The weight of each batch, written out.
     weights = []
@@ -117,7 +121,7 @@ def test_position_entropy_is_0_for_frozen_masks_of_any_ratio(ratio):
     frozen = PatchMask.from_mask(random_masks((7, 9), ratio, 1).mask.repeat(4, 1), (7, 9))
     meter = PositionMeter(10)
     for _ in range(30):
-        meter.update(frozen)
+        meter.update(*counted(frozen))
     assert meter.entropy() == 0
 
 
@@ -126,7 +130,7 @@ def test_position_entropy_is_1_where_every_position_is_masked_equally_often():
     for first in range(10):
         mask = torch.zeros(1, 10)
         mask[0, [first, (first + 1) % 10, (first + 2) % 10]] = 1
-        meter.update(PatchMask.from_mask(mask, (2, 5)))
+        meter.update(*counted(PatchMask.from_mask(mask, (2, 5))))
     assert meter.entropy().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -136,7 +140,7 @@ def test_random_masks_stay_far_above_the_warning_s_bound(ratio, side):
     """One image a step, the smallest batch: as the docs say, and the formula behind it."""
     meter = PositionMeter()
     for _ in range(100):
-        meter.update(random_masks((side, side), ratio, 1))
+        meter.update(*counted(random_masks((side, side), ratio, 1)))
     assert meter.filled
     exact = 1 - int(side**2 * (1 - ratio)) / side**2
     assert meter.entropy().item() == pytest.approx(1 - 1 / (200 * coin(exact)), abs=0.01)
@@ -147,10 +151,10 @@ def test_frozen_masks_are_noticed_after_healthy_ones():
     """How fast: below the warning's bound after 4 windows."""
     meter, frozen = PositionMeter(20), random_masks((8, 8), 0.25, 1)
     for _ in range(40):
-        meter.update(random_masks((8, 8), 0.25, 8))
+        meter.update(*counted(random_masks((8, 8), 0.25, 8)))
     assert meter.entropy() > 0.99
     for _ in range(80):
-        meter.update(frozen)
+        meter.update(*counted(frozen))
     assert meter.entropy() < 0.15
 
 
@@ -158,29 +162,29 @@ def test_grids_may_change_and_each_keeps_its_own_count():
     alone, mixed = PositionMeter(5), PositionMeter(5)
     for step in range(12):
         patch_mask = random_masks((3, 5), 0.5, 4)
-        alone.update(patch_mask)
-        mixed.update(random_masks((4, 4) if step % 2 else (15, 1), 0.5, 2))
-        mixed.update(patch_mask)
+        alone.update(*counted(patch_mask))
+        mixed.update(*counted(random_masks((4, 4) if step % 2 else (15, 1), 0.5, 2)))
+        mixed.update(*counted(patch_mask))
     assert torch.equal(mixed.entropy(), alone.entropy())
-    mixed.update(random_masks((9, 2), 0.5, 2))
+    mixed.update(*counted(random_masks((9, 2), 0.5, 2)))
     assert not mixed.filled
 
 
 def test_the_state_goes_through_a_checkpoint(tmp_path):
     meter, other = PositionMeter(5), PositionMeter(5)
     for _ in range(3):
-        meter.update(random_masks((3, 5), 0.5, 4))
+        meter.update(*counted(random_masks((3, 5), 0.5, 4)))
     torch.save(meter.state_dict(), tmp_path / "state.pth")
     other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
     for patch_mask in (random_masks((3, 5), 0.5, 4), random_masks((2, 2), 0.5, 4)):
-        meter.update(patch_mask)
-        other.update(patch_mask)
+        meter.update(*counted(patch_mask))
+        other.update(*counted(patch_mask))
         assert torch.equal(meter.entropy(), other.entropy())
     assert other.batches == meter.batches
 
 
 def test_nothing_counted_and_no_window_are_refused():
-    with pytest.raises(ValueError, match=r"at least one update\(patch_mask\)"):
+    with pytest.raises(ValueError, match=r"at least one update\(mask, grid\)"):
         PositionMeter().entropy()
     with pytest.raises(ValueError, match="window counts batches, at least 1, got 0"):
         PositionMeter(0)

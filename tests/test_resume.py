@@ -101,7 +101,10 @@ def small_config(photos, work_dir):
         "default_hooks.checkpoint.interval": 1,
         "default_hooks.checkpoint.max_keep_ckpts": -1,
         "default_hooks.logger.interval": 1,
-        "custom_hooks": [dict(type="RandomStateHook"), dict(type="DrawHook")],
+        "custom_hooks": [
+            *(dict(type=kind) for kind in ("RandomStateHook", "DrawHook")),
+            dict(type="MaskingMetersHook", interval=2),
+        ],
         "work_dir": str(work_dir),
         "resume": True,
     }
@@ -174,7 +177,7 @@ def assert_same(one, other, where="checkpoint"):
         assert one == other, where
 
 
-PARTS = ("state_dict", "optimizer", "param_schedulers", "random_state")
+PARTS = ("state_dict", "optimizer", "param_schedulers", "random_state", "masking_meters")
 
 
 def assert_equal_runs(one, other):

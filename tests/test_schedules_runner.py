@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from amn_masking.adapters.mmpretrain.meters import MaskingMetersHook
+from tests.small_mae import build, step
 from tests.test_hooks import photos_config, train  # noqa: F401
 
 
@@ -128,3 +129,13 @@ def test_a_resumed_run_goes_on_where_it_stopped(photos_config):  # noqa: F811
     assert seen[0] + seen[1] == pytest.approx(BY_EPOCH_VALUES)
     (meters,) = (hook for hook in second.hooks if isinstance(hook, MaskingMetersHook))
     assert meters.positions.batches == {(4, 4): 12}
+
+
+def test_a_runner_that_has_finished_does_not_move_a_model_that_is_used_by_hand(photos_config):  # noqa: F811
+    warm_up = dict(type="linear", start=0.0, end=1.0, begin=0.5)
+    trained = train(photos_config, **{"model.masking.strength": warm_up}).model
+    assert trained.masking.strength > 0.5
+    model = build(masking=dict(type="AdversarialMasking", strength=warm_up))
+    assert step(model)[0]["strength"] == 0
+    model.masking.set_progress(0.75)
+    assert step(model)[0]["strength"] == 0.5

@@ -5,14 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from amn_masking.adapters.mmpretrain.pictures import same_random_numbers, unwrapped
-from amn_masking.adapters.mmpretrain.seams import training_progress
+from amn_masking.adapters.mmpretrain.pictures import (
+    check_whole,
+    same_random_numbers,
+    unwrapped,
+)
+from amn_masking.adapters.mmpretrain.ranks import over_ranks
 from amn_masking.mask import PatchMask
-from amn_masking.meters import PositionMeter, mask_distance, score_entropy
+from amn_masking.meters import (
+    PositionMeter,
+    at_random,
+    mask_distance,
+    score_entropy,
+)
 
 STATE = "masking_meters"  # in checkpoints
 
@@ -34,8 +44,8 @@ class MaskingMetersHook(Hook):
     ``score_entropy``     :func:`~amn_masking.meters.score_entropy`, for learned masks
     ===================== ========================================================================
 
-    On several ranks each measures its own images; those of rank 0 are logged. The running shares
-    of ``position_entropy`` are saved in checkpoints.
+    On several ranks each measures its own images, and the numbers are of all of them. The running
+    shares of ``position_entropy``, and whether it was warned of, are saved in checkpoints.
 
     Args:
         interval: steps from one measurement to the next.
@@ -45,7 +55,8 @@ class MaskingMetersHook(Hook):
             all images 0.65 to 0.85 with the default sampling, and 0 without any.
 
     Raises:
-        ValueError: an option out of range; at the start of training, a model without ``masking=``.
+        ValueError: an option out of range; at the start of training, a model without ``masking=``
+            or in FSDP's shards.
     """
 
     # NORMAL, as hooks are by default: before LoggerHook, after the one that counts the iterations.
@@ -62,8 +73,10 @@ class MaskingMetersHook(Hook):
         self.positions = PositionMeter(window)
         self.warned = False
         self.handle: Any = None
+        self.newest: PatchMask | None = None
 
     def before_train(self, runner: Runner) -> None:
+        check_whole(runner, self)
         masking = getattr(unwrapped(runner), "masking", None)
         if masking is None:
             raise ValueError(
@@ -71,7 +84,7 @@ class MaskingMetersHook(Hook):
                 f"{type(unwrapped(runner)).__name__}; add masking=dict(type=...) to an amn_masking "
                 "method or take the hook out of custom_hooks"
             )
-        self.handle = masking.register_forward_hook(self._count)
+        self.handle = masking.register_forward_hook(self._keep)
 
     def after_train(self, runner: Runner) -> None:
         self.handle.remove()
@@ -83,20 +96,30 @@ class MaskingMetersHook(Hook):
             self._warn(runner, scalars)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint[STATE] = self.positions.state_dict()
+        checkpoint[STATE] = {"positions": self.positions.state_dict(), "warned": self.warned}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if STATE in checkpoint:
-            self.positions.load_state_dict(checkpoint[STATE])
+            self.positions.load_state_dict(checkpoint[STATE]["positions"])
+            self.warned = checkpoint[STATE]["warned"]
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if self.newest is not None:
+            share = self.newest.mask.mean(0, keepdim=True)
+            all_reduce(share, "mean")
+            self.positions.update(share, self.newest.grid)
+            self.newest = None
 
     @torch.compiler.disable
-    def _count(self, masking: nn.Module, images: Tensor, patch_mask: PatchMask) -> None:
+    def _keep(self, masking: nn.Module, images: Tensor, patch_mask: PatchMask) -> None:
         if torch.is_grad_enabled():  # a step, and neither a measurement nor a picture
-            self.positions.update(patch_mask)
+            self.newest = patch_mask.detach()
 
     @torch.no_grad()
     def _measure(self, runner: Runner, data_batch: Any) -> dict[str, float]:
-        model, seed = unwrapped(runner), runner.iter
+        model, seed = unwrapped(runner), runner.iter * get_world_size() + get_rank()
         # What a forward pass may move: statistics, offsets, codebooks, running copies of weights.
         moved = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]
         before = [(tensor, tensor.clone()) for tensor in moved]
@@ -107,16 +130,17 @@ class MaskingMetersHook(Hook):
             for tensor, value in before:
                 tensor.copy_(value)
 
-        # As tensors: an error of exactly 0 gives no exception.
-        gain = errors[0] / errors[1]
-        scalars = {"adversarial_gain": float(gain), "random_mask_error": float(errors[1])}
+        scalars = {"adversarial_gain": errors[0], "random_mask_error": errors[1]}
         if self.positions.grid is not None:
-            scalars["position_entropy"] = float(self.positions.entropy())
+            scalars["position_entropy"] = self.positions.entropy()
         if patch_mask.mask.shape[0] > 1:
-            scalars["mask_distance"] = float(mask_distance(patch_mask.mask))
+            scalars["mask_distance"] = mask_distance(patch_mask.mask)
         if patch_mask.logits is not None:
-            scalars["score_entropy"] = float(score_entropy(patch_mask.logits))
-        return scalars
+            scalars["score_entropy"] = score_entropy(patch_mask.logits)
+        scalars = over_ranks(scalars)
+        # Of the errors of all ranks, and as tensors: an error of exactly 0 gives no exception.
+        scalars["adversarial_gain"] = scalars["adversarial_gain"] / scalars["random_mask_error"]
+        return {name: float(value) for name, value in scalars.items()}
 
     def _errors(
         self, runner: Runner, model: Any, data_batch: Any, seed: int
@@ -127,14 +151,11 @@ class MaskingMetersHook(Hook):
                 data = model.data_preprocessor(data_batch, True)
                 images = data["inputs"]
                 images = images if isinstance(images, Tensor) else images[0]
-                model.masking.set_progress(*training_progress())
+                model.move_schedules()
                 patch_mask = model.make_mask(images)
-                noise = torch.rand(patch_mask.mask.shape, device=patch_mask.mask.device)
-            at_random = PatchMask.from_shuffle(
-                noise.argsort(1), patch_mask.num_visible, patch_mask.grid, patch_mask.visible_counts
-            )
+                random = at_random(patch_mask)
             errors = []
-            for mask in (patch_mask, at_random):
+            for mask in (patch_mask, random):
                 with same_random_numbers(seed):  # so that dropout is no difference
                     errors.append(model.masked_error(mask, **data))
         return patch_mask, errors

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from amn_masking.adapters.mmpretrain.errors import KNOWN_LOSSES, patch_error
 from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
-from amn_masking.adapters.mmpretrain.seams import seen_by_loss, training_progress
+from amn_masking.adapters.mmpretrain.seams import RunnerProgress, seen_by_loss
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
-from amn_masking.meters import mask_statistics
+from amn_masking.meters import mask_statistics, masked_mean
 from amn_masking.patches import patchify, unpatchify
 from amn_masking.strategies import MaskingStrategy
 
@@ -50,6 +50,7 @@ class MaskingMixin(BaseSelfSupervisor):
         super().__init__(*args, **kwargs)
         # Any: a MaskingStrategy, or None.
         self.masking: Any = None if masking is None else self.build_masking(masking)
+        self.progress = RunnerProgress()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
         """The strategy, with the method's own patch size, channels and mask ratio as defaults.
@@ -92,6 +93,7 @@ class MaskingMixin(BaseSelfSupervisor):
 
     def init_weights(self) -> None:
         super().init_weights()
+        self.progress.begin()
         if self.masking is not None:
             warn_if_ranks_draw_alike()
 
@@ -204,6 +206,12 @@ class MaskingMixin(BaseSelfSupervisor):
             return self.loss_module
         return getattr(masking, "loss", None)
 
+    def move_schedules(self) -> None:
+        """The strategy's schedules, to where the Runner is; without one they stay."""
+        progress = self.progress.now()
+        if progress is not None:
+            self.masking.set_progress(*progress)
+
     def make_mask(self, images: Tensor) -> PatchMask:
         """The strategy's mask of ``(B, C, H, W)`` images."""
         return self.masking(images)
@@ -228,7 +236,7 @@ class MaskingMixin(BaseSelfSupervisor):
         if self.masking is None:
             return super().loss(inputs, data_samples, **kwargs)
         images = inputs if isinstance(inputs, Tensor) else inputs[0]
-        self.masking.set_progress(*training_progress())
+        self.move_schedules()
         patch_mask = self.make_mask(images)
         losses, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
         self.add_adversarial_terms(losses, patch_mask, calls)
@@ -273,7 +281,7 @@ class MaskingMixin(BaseSelfSupervisor):
         """
         _, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
         error = self.patch_error(patch_mask, calls)
-        return (error * patch_mask.mask).sum() / patch_mask.mask.expand_as(error).sum()
+        return masked_mean(error, patch_mask.mask.expand_as(error))
 
     def add_adversarial_terms(
         self, losses: dict[str, Tensor], patch_mask: PatchMask, calls: list[tuple]

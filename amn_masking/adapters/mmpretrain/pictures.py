@@ -13,6 +13,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from amn_masking.visualize import draw_masks
 
@@ -31,6 +32,10 @@ class MaskingPicturesHook(Hook):
         interval: draw every so many epochs, or iterations.
         by_epoch: whether the interval counts epochs.
         num_images: rows.
+
+    Raises:
+        ValueError: an option below 1; at the start of training, a model without ``masking=`` or in
+            FSDP's shards.
     """
 
     priority = "LOW"
@@ -45,8 +50,9 @@ class MaskingPicturesHook(Hook):
         self.inputs: Any = None
         self.drawn_at = -1
 
-    @master_only
+    # On every rank: one that refuses alone would leave the others waiting.
     def before_train(self, runner: Runner) -> None:
+        check_whole(runner, self)
         model = unwrapped(runner)
         if getattr(model, "masking", None) is None or not hasattr(model, "reconstruct"):
             raise ValueError(
@@ -54,6 +60,10 @@ class MaskingPicturesHook(Hook):
                 f"{type(model).__name__}; add masking=dict(type=...) to an amn_masking method or "
                 "take the hook out of custom_hooks"
             )
+        self._begin(runner, model)
+
+    @master_only
+    def _begin(self, runner: Runner, model: Any) -> None:
         loader = runner.train_dataloader
         count = min(self.num_images, len(loader.dataset))
         picks = np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)
@@ -103,6 +113,22 @@ class MaskingPicturesHook(Hook):
 def unwrapped(runner: Runner) -> Any:
     """The model itself, out of its distributed wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def check_whole(runner: Runner, hook: Hook) -> None:
+    """Refuse a model in FSDP's shards to a hook that calls it between the steps.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
+        name = type(hook).__name__
+        raise ValueError(
+            f"{name} expected a model that is whole on every device, but FullyShardedDataParallel "
+            f"keeps its weights in shards between the steps, when {name} looks into it; leave "
+            "MaskingPicturesHook and MaskingMetersHook out of custom_hooks, such as custom_hooks="
+            "[dict(type='amn_masking.RandomStateHook')]"
+        )
 
 
 @contextmanager
