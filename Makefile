@@ -1,7 +1,7 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants estimators methods lint
+.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods lint
 
 EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev
 PYTHON_ENV := .venv/bin/python
@@ -28,7 +28,8 @@ test: env
 
 # What touches OpenMMLab, on its maintained forks: every method one step and one epoch, mim train,
 # resume, two processes. What costs most runs on upstream only.
-FORKS := $(addprefix tests/test_,mmpretrain.py methods.py hooks.py mim.py resume.py distributed.py)
+FORKS := $(addprefix tests/test_,mmpretrain.py methods.py hooks.py mim.py resume.py distributed.py \
+	training_options.py meters_hook.py schedules_runner.py model_index.py)
 test-forks: env-forks
 	.venv-onedl/bin/python -m pytest -n 2 $(FORKS) -k \
 	    "not (matrix and (error or gradient or identical)) and not vit_b and not by_its_name"
@@ -45,6 +46,10 @@ test-thorough: env
 mutants: env
 	HYPOTHESIS_PROFILE=mutants .venv/bin/mutmut run --max-children 2
 	.venv/bin/mutmut results
+
+# Break resume, ranks, AMP, EMA, export and more, and see the test fail: docs/results/breaks.md.
+breaks: env
+	$(PYTHON_ENV) -m benchmarks.breaks
 
 # The figures of docs/estimators.md.
 estimators: env

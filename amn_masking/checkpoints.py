@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,25 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Ignored, name) for name in names]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (torch.OutOfMemoryError, OSError):
+        raise
+    # A damaged or foreign file fails in the unpickler in as many ways as there are files.
+    except Exception as error:
         raise ValueError(
             f"expected a checkpoint that torch.save wrote, but {path} ({path.stat().st_size} "
-            "bytes) cannot be read: it is truncated or of another kind "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"bytes) cannot be read: it is truncated or of another kind ({reason(error)})"
         ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"expected a dict in {path}, got a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def reason(error: Exception) -> str:
+    """The error's kind and first line, without torch's advice to give up the safety."""
+    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(advice)]
+    return ", ".join([type(error).__name__, *told[:1]])
 
 
 def backbone_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def as_schedule(value: float | Mapping[str, Any], name: str, low: float, high: f
     Raises:
         ValueError: a value outside [``low``, ``high``], an unknown type, or iterations or epochs
             without ``until``.
-        TypeError: neither a number nor a dict, or an argument that a schedule does not take.
+        TypeError: neither a number nor a dict, or an argument too many or too few.
     """
     if isinstance(value, Mapping):
         options = {key: option for key, option in value.items() if key != "_scope_"}
@@ -100,7 +100,16 @@ def as_schedule(value: float | Mapping[str, Any], name: str, low: float, high: f
                 f"{name} is scheduled by={options['by']!r} and expected until=<when it arrives>, "
                 f"got {dict(value)}; by='share' alone ends with the training by itself"
             )
-        schedule = Schedule(**options)
+        missing = sorted({"start", "end"} - options.keys())
+        if missing:
+            raise TypeError(
+                f"{name} expected a schedule with start and end, such as dict(type='linear', "
+                f"start=0.0, end=1.0), got {dict(value)} without {' and '.join(missing)}"
+            )
+        try:
+            schedule = Schedule(**options)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         schedule = Schedule(float(value), float(value))
     else:

@@ -16,6 +16,7 @@ from mmengine.registry import HOOKS
 
 from amn_masking import PatchMask
 from amn_masking.adapters.mmpretrain.meters import MaskingMetersHook
+from amn_masking.adapters.mmpretrain.resume import load_from_local
 from benchmarks.small_methods import small_config
 from tests.small_mae import build
 from tests.test_hooks import photos_config, train  # noqa: F401
@@ -289,7 +290,7 @@ def test_only_training_s_masks_are_counted(photos_config):  # noqa: F811
 def test_the_running_shares_are_in_the_checkpoint(photos_config, tmp_path):  # noqa: F811
     first = train(photos_config, custom_hooks=[meters()])
     second = MaskingMetersHook()
-    checkpoint = torch.load(tmp_path / "epoch_2.pth", weights_only=False)  # this test's own
+    checkpoint = load_from_local(str(tmp_path / "epoch_2.pth"))
     second.after_load_checkpoint(first, checkpoint)
     (hook,) = (hook for hook in first.hooks if isinstance(hook, MaskingMetersHook))
     assert second.positions.batches == {(4, 4): 6}

@@ -16,6 +16,7 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 
 from mmengine.config import Config
 
+from amn_masking.adapters.mmpretrain.resume import load_from_local
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -75,8 +76,7 @@ def scalars(work_dir: Path) -> list[dict]:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    # Our own file of this test, which holds mmengine's log buffers beside the weights.
-    return torch.load(path, weights_only=False)["state_dict"]
+    return load_from_local(str(path))["state_dict"]
 
 
 def assert_trained_with_masks(work_dir: Path, epochs: int = 1) -> None:

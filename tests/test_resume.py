@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
@@ -75,6 +76,15 @@ class DrawHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         runner.message_hub.update_scalar("train/draw", random.random())
+
+
+@HOOKS.register_module()
+class StrayHook(Hook):
+    """Writes a checkpoint at another moment than CheckpointHook, as save_best may."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter == 7:
+            runner.save_checkpoint(runner.work_dir, "stray.pth", save_param_scheduler=False)
 
 
 def small_config(photos, work_dir):
@@ -369,6 +379,7 @@ def test_a_half_written_checkpoint_does_not_ruin_the_run(config, tmp_path):
 @pytest.mark.parametrize("masking", [None, dict(type="RandomMasking", _delete_=True)])
 def test_resuming_without_the_masking_network(masking, config, first_epoch):
     """Refused from a run that had one; otherwise as for the stock method."""
+    config.custom_hooks.pop()  # the meters, which want masks
     shutil.copytree(first_epoch, config.work_dir)
     (Path(config.work_dir) / "last_checkpoint").write_text(f"{config.work_dir}/epoch_1.pth")
     with pytest.raises(ValueError, match=r"6 not in the model \(masking.*masking= has none here"):
@@ -468,8 +479,24 @@ def test_every_allowed_type_is_needed(left_out, checkpoint_file, monkeypatch):
     load_from_local(str(checkpoint_file))
     fewer = SAFE_GLOBALS[:left_out] + SAFE_GLOBALS[left_out + 1 :]
     monkeypatch.setattr(resume_module, "SAFE_GLOBALS", fewer)
+    monkeypatch.setattr(resume_module, "OTHER_NUMPY", ())
     with pytest.raises(RuntimeError, match="cannot be read"):
         load_from_local(str(checkpoint_file))
+
+
+def test_a_checkpoint_of_the_other_numpy_is_read(checkpoint_file, tmp_path):
+    """numpy 2 calls its module numpy._core, numpy 1 numpy.core, and pickles hold the name."""
+    mine = "numpy._core" if np.__version__ >= "2" else "numpy.core"
+    other = {"numpy._core": "numpy.core", "numpy.core": "numpy._core"}[mine]
+    path = tmp_path / "other.pth"
+    with zipfile.ZipFile(checkpoint_file) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                assert content.count(f"c{mine}.multiarray\n".encode()) == 2
+                content = content.replace(f"c{mine}.".encode(), f"c{other}.".encode())
+            new.writestr(name, content)
+    assert_same(load_from_local(str(path)), load_from_local(str(checkpoint_file)))
 
 
 def test_the_safety_is_on_again_after_a_load_and_in_a_failed_one(checkpoint_file, tmp_path):
@@ -573,7 +600,8 @@ def in_rank(rank, rendezvous, cfg):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=2)
-    train(cfg, work_dir=cfg.work_dir + "_whole")
+    stray = [*cfg.custom_hooks, dict(type="StrayHook")]
+    train(cfg, work_dir=cfg.work_dir + "_whole", custom_hooks=stray)
     train_until(cfg, epoch=2)
     train(cfg)
     distributed.barrier()
@@ -596,6 +624,10 @@ def test_every_rank_goes_on_with_its_own_random_numbers(config, tmp_path):
     one, other = whole["random_state"]
     assert not torch.equal(one["torch"], other["torch"])
     assert one["sampler_seed"] == other["sampler_seed"]
+
+    # A checkpoint that is written at another moment has the numbers of the first rank alone.
+    stray = load_from_local(f"{config.work_dir}_whole/stray.pth")
+    assert len(stray["random_state"]) == 1
 
     # One process cannot go on with the numbers of two.
     shutil.rmtree(config.work_dir)

@@ -133,6 +133,12 @@ def test_warm_up_freezes_the_network_and_leaves_its_gradient_zero():
         (dict(start=0, end=1, until=float("nan"), by="iter"), ValueError, "begin <= until"),
         (dict(start=0, end=2), ValueError, r"strength must lie in \[-1, 1\], got 2"),
         (dict(start=0, end=1, by_epoch=True), TypeError, "does not take by_epoch; it takes start"),
+        (
+            dict(end=1.0),
+            TypeError,
+            "strength expected a schedule with start.*without start",
+        ),
+        (dict(start=0, end=1, by="step"), ValueError, "^strength: a schedule counts by"),
         (dict(type="cosine"), ValueError, "unknown schedule type 'cosine' for strength"),
     ],
 )

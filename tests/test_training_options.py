@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 
+from amn_masking.adapters.mmpretrain.resume import load_from_local
 from amn_masking.losses import CombinedAdversarialLoss
 from tests import small_mae
 from tests.test_hooks import photos_config, train  # noqa: F401  (a fixture)
@@ -145,6 +146,19 @@ def test_in_bfloat16_the_gradients_are_those_of_float32_but_for_its_precision():
         assert (a.norm() / b.norm()).item() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="mmengine's AMP needs an accelerator")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_amp_wrapper_of_mmengine_trains_both_networks(cfg, dtype):
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.dtype = dtype
+    cfg.optim_wrapper.clip_grad = dict(max_norm=0.1)
+    runner = train(cfg)
+    first, *_, last = states(runner)
+    for masking in (False, True):
+        assert 0 < change(first, last, masking) < float("inf")
+    assert all(loss > 0 for loss in logged(runner, "loss"))
+
+
 # Accumulation
 
 
@@ -232,7 +246,7 @@ def test_ema_averages_the_masking_network_and_keeps_its_buffers(cfg, tmp_path, u
     cfg.default_hooks.checkpoint.interval = 1
     runner = train(cfg, **{"model.masking.threshold.type": "tracking"})
     steps = states(runner)[1:]
-    saved = torch.load(tmp_path / "epoch_1.pth", weights_only=False)
+    saved = load_from_local(str(tmp_path / "epoch_1.pth"))
     for name, last in steps[-1].items():
         mean = steps[0][name]
         if update_buffers or "threshold" not in name:

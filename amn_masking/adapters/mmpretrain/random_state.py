@@ -29,7 +29,8 @@ class RandomStateHook(Hook):
 
     Where it cannot hold, the log says so at the resume: a checkpoint within an epoch, after which
     mmengine begins the epoch again; loops by iteration; another number of ranks; a checkpoint
-    that was written without the hook. Validation between epochs that draws random numbers, and
+    that was written without the hook, or with several ranks between CheckpointHook's own
+    intervals (``save_best``). Validation between epochs that draws random numbers, and
     gradients accumulated across an epoch's end, are not kept either.
     """
 
@@ -38,6 +39,7 @@ class RandomStateHook(Hook):
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
+        self.collected_at = -1
         self.resumed: list[dict[str, Any]] | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -81,11 +83,14 @@ class RandomStateHook(Hook):
             self._collect(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        # Only the first rank comes here, so the others' states were gathered before.
-        checkpoint["random_state"] = [random_state(runner), *self.states[1:]]
+        # Only the first rank comes here, so the others' states were gathered before. Not so where
+        # something else than CheckpointHook's interval writes, such as save_best.
+        others = self.states[1:] if self.collected_at == runner.iter else []
+        checkpoint["random_state"] = [random_state(runner), *others]
 
     def _collect(self, runner: Runner) -> None:
         self.states = all_gather_object(random_state(runner))
+        self.collected_at = runner.iter
         # A fresh start for the workers, as after a resume.
         runner.train_dataloader._iterator = None
 

@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import digit_version
 
 from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
+from amn_masking.checkpoints import reason
 
 STATISTICS = ("min", "max", "current", "mean")
 
@@ -48,6 +49,12 @@ SAFE_GLOBALS: tuple[Any, ...] = (
     type(np.dtype("float64")),  # the two element types themselves, whose byte order is set
     type(np.dtype("int64")),
 )
+# numpy 2 moved its module: a run may be resumed with the other one.
+OTHER_NUMPY: tuple[Any, ...] = tuple(
+    (value.__reduce__()[0], f"{package}.multiarray.{name}")
+    for value, name in ((np.empty(0), "_reconstruct"), (np.float64(0), "scalar"))
+    for package in ("numpy.core", "numpy._core")
+)
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
@@ -75,7 +82,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
             "into that file, or remove it to start anew"
         )
     try:
-        with torch.serialization.safe_globals(list(SAFE_GLOBALS)):
+        with torch.serialization.safe_globals([*SAFE_GLOBALS, *OTHER_NUMPY]):
             return torch.load(path, map_location=map_location, weights_only=True)
     except (torch.OutOfMemoryError, OSError):
         raise
@@ -90,21 +97,13 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
             )
         else:
             why = (
-                f"{type(error).__name__}, {reason(error)}. A run that was stopped while it wrote "
-                "the file leaves it cut off"
+                f"{reason(error)}. A run that was stopped while it wrote the file leaves it cut off"
             )
         raise RuntimeError(
             f"{filename} expected to be a checkpoint of torch.save, but cannot be read: {why}. "
             "Nothing was loaded or changed. To go on from an older checkpoint, name it: --resume "
             "work_dir/epoch_N.pth, or write its path into work_dir/last_checkpoint"
         ) from error
-
-
-def reason(error: Exception) -> str:
-    """First line of the message, without torch's advice to give up the safety."""
-    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.startswith(advice)), "no reason given")
 
 
 def check_resumable(checkpoint: Any, model: torch.nn.Module, filename: str) -> None:
