@@ -228,8 +228,8 @@ def main() -> None:
     if not only:
         (ROOT / "docs/results/breaks.md").write_text(
             "# Tests that were seen to fail\n\n"
-            "Made by `make breaks`: each was broken in a copy of the project, and the test beside it "
-            "was run.\n\n| broken | test | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+            "Made by `make breaks`: each was broken in a copy of the project, and its test was run."
+            "\n\n| broken | test | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
         )
     sys.exit(missed > 0)
 
