@@ -19,6 +19,7 @@ except ImportError as error:
         "'.[mmpretrain]', or with [onedl] for the maintained forks (one of the two per environment)"
     ) from error
 
+from amn_masking import strategies
 from amn_masking.adapters.mmpretrain.backbone_masks import EVA, MAE, MFF, MILAN, MixMIM, SparK
 from amn_masking.adapters.mmpretrain.meters import MaskingMetersHook
 from amn_masking.adapters.mmpretrain.model_index import register_models
@@ -33,7 +34,6 @@ from amn_masking.adapters.mmpretrain.seams import (
 )
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.registry import HOOKS, MODELS
-from amn_masking.strategies import AdversarialMasking, RandomMasking
 
 __all__ = [
     "CAE",
@@ -66,7 +66,8 @@ FUNCTIONS.register_module(name="pseudo_collate", module=pseudo_collate_any_scope
 register_models()
 for method in METHODS.values():
     MODELS.register_module(module=method)
-for part in (AdversarialMasking, RandomMasking, CombinedAdversarialLoss):
+STRATEGIES = [getattr(strategies, name) for name in strategies.__all__ if name != "MaskingStrategy"]
+for part in (*STRATEGIES, CombinedAdversarialLoss):
     MODELS.register_module(module=part)
     MMPRETRAIN_MODELS.register_module(module=part)
 for hook in (MaskingPicturesHook, MaskingMetersHook, RandomStateHook):

@@ -12,6 +12,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from amn_masking.adapters.mmpretrain.bound import bind
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
 from amn_masking.adapters.mmpretrain.errors import patch_error
 from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
@@ -22,7 +23,7 @@ from amn_masking.meters import mask_statistics, masked_mean
 from amn_masking.patches import patchify, unpatchify
 from amn_masking.strategies import MaskingStrategy
 
-STRATEGIES = "'AdversarialMasking' or 'RandomMasking'"
+EXPECTED = "'AdversarialMasking', 'RandomMasking' or another strategy"
 
 
 class MaskingMixin(MaskableMethod):
@@ -64,10 +65,12 @@ class MaskingMixin(MaskableMethod):
             cls = MMPRETRAIN_MODELS.get(kind) if isinstance(kind, str) else kind
             if cls is None:
                 raise ValueError(
-                    f"masking= expected dict(type=...) with a registered strategy, {STRATEGIES}, "
+                    f"masking= expected dict(type=...) with a registered strategy, {EXPECTED}, "
                     f"got type {kind!r}"
                 )
             parameters = inspect.signature(cls).parameters
+            if isinstance(config.get("masking"), Mapping):  # a strategy around another one
+                config["masking"] = self.build_masking(config["masking"])
             for key, value in self.masking_defaults().items():
                 if key in parameters:
                     given = config.get(key)
@@ -79,9 +82,10 @@ class MaskingMixin(MaskableMethod):
         if not isinstance(masking, MaskingStrategy):
             raise TypeError(
                 f"masking={type(masking).__name__} is not a masking strategy; expected None, "
-                f"{STRATEGIES} or a MaskingStrategy of your own"
+                f"{EXPECTED} or a MaskingStrategy of your own"
             )
         self.check_strategy(masking)
+        bind(masking, self)
         return masking
 
     def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

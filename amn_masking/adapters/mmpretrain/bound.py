@@ -1,0 +1,67 @@
+"""What strategies that ask the autoencoder itself are given."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from mmpretrain.models import selfsup
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from amn_masking.strategies import AttentionMasking, MaskingStrategy, OracleMasking, RandomMasking
+
+
+def bind(masking: MaskingStrategy, method: Any) -> None:
+    """Give the method's attention and error to the strategies within ``masking`` that want them.
+
+    By ``partial`` of a plain function: it is no submodule, so no weight is counted twice, and a
+    deep copy of the method holds the copy's.
+
+    Raises:
+        ValueError: the backbone has no class token whose attention could be taken.
+    """
+    for strategy in masking.modules():
+        if isinstance(strategy, AttentionMasking) and strategy.attention is None:
+            if not isinstance(method.backbone, selfsup.MAEViT):
+                raise ValueError(
+                    "AttentionMasking takes the class token's attention from a MAEViT backbone, "
+                    f"got {type(method.backbone).__name__}; give it attention=, a function from "
+                    "images to (B, L), or use another strategy"
+                )
+            strategy.attention = partial(class_attention, method.backbone)
+        if isinstance(strategy, OracleMasking) and strategy.error is None:
+            strategy.error = partial(error_at_random, method, strategy)
+
+
+def class_attention(backbone: selfsup.MAEViT, images: Tensor) -> Tensor:
+    """``(B, L)``: what the class token attends to in the last layer, mean over the heads."""
+    attention = backbone.layers[-1].attn
+    seen: list[Tensor] = []
+    handle = attention.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():
+            backbone(images, mask=None)
+            tokens = seen[0]
+            batch, length, _ = tokens.shape
+            qkv = attention.qkv(tokens).reshape(batch, length, 3, attention.num_heads, -1)
+            query, key = qkv[:, 0, 0], qkv[:, :, 1]
+            weights = torch.einsum("bhd,bnhd->bhn", query, key) * attention.head_dims**-0.5
+            return weights.float().softmax(2).mean(1)[:, 1:]
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def error_at_random(method: Any, oracle: OracleMasking, images: Tensor) -> Tensor:
+    """``(B, L)``: error of each patch, mean over the random masks that hide it."""
+    random = RandomMasking(oracle.mask_ratio, oracle.patch_size)
+    total = count = torch.zeros(())
+    samples = [DataSample() for _ in images]
+    for _ in range(oracle.draws):
+        patch_mask = random(images)
+        _, calls = method.masked_loss(patch_mask, images, samples)
+        total = total + method.patch_error(patch_mask, calls) * patch_mask.mask
+        count = count + patch_mask.mask
+    return total / count.clamp_min(1)

@@ -1,0 +1,74 @@
+"""Attention masking: the patches that the encoder itself looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from amn_masking.strategies.ranked import RankedMasking
+
+
+class AttentionMasking(RankedMasking):
+    """Masks the patches that the class token attends to most in the encoder's last layer.
+
+    Kakogeorgiou et al., "What to Hide from Your Students: Attention-Guided Masked Image Modeling"
+    (AttMask, arXiv:2203.12719), its variants *high* and, with ``hint_share`` > 0, *hint*: of the
+    most attended patches that share, drawn at random, stays visible. There a teacher with averaged
+    weights gives the attention, and hints lower the ratio. Here the encoder being trained gives it,
+    and each hint is refilled with another patch, so that the count is exact.
+
+    It costs a forward pass of the whole image through the encoder, without a gradient.
+
+    Args:
+        mask_ratio: share of the patches to mask, in (0, 1).
+        patch_size: side of a patch in pixels, or (height, width).
+        hint_share: share in [0, 1) of the most attended patches that are shown all the same.
+        attention: gives ``(B, L)`` attention of ``(B, C, H, W)`` images. In mmpretrain it is taken
+            from the method's own MAEViT; elsewhere give a function.
+
+    Raises:
+        ValueError: a value out of range; in ``forward``, no ``attention``, or of another shape.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        patch_size: int | tuple[int, int] = 16,
+        hint_share: float = 0.0,
+        attention: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size)
+        if not 0 <= hint_share < 1:
+            raise ValueError(f"hint_share must lie in [0, 1), got {hint_share}")
+        self.hint_share = hint_share
+        self.attention = attention
+
+    @torch.no_grad()
+    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+        """The attention; of hints, less than any other, so that they come last."""
+        height, width = self.grid(images)
+        length = height * width
+        if self.attention is None:
+            raise ValueError(
+                "AttentionMasking expected attention=, a function from images to (B, L) attention "
+                "of the patches; in mmpretrain a method with a MAEViT backbone gives it by itself"
+            )
+        attention = self.attention(images).float()
+        if attention.shape != (images.shape[0], length):
+            raise ValueError(
+                f"attention= expected to give ({images.shape[0]}, {length}) for a {height} x "
+                f"{width} grid, got {tuple(attention.shape)}; without prefix tokens?"
+            )
+        # No more hints than there are other patches to mask in their place.
+        hints = min(round(self.hint_share * num_masked), length - num_masked)
+        if hints == 0:
+            return attention
+        noise = torch.rand(attention.shape, device=attention.device, generator=generator)
+        top = attention.argsort(1, descending=True).argsort(1) < num_masked
+        drawn = noise.masked_fill(~top, 2.0).argsort(1).argsort(1) < hints
+        return attention.masked_fill(drawn, float("-inf"))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, hint_share={self.hint_share}"

@@ -1,0 +1,74 @@
+"""Block masking: rectangles of patches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from amn_masking.strategies.ranked import RankedMasking
+
+
+class BlockMasking(RankedMasking):
+    """Masks rectangles of random size, shape and place until the count is reached.
+
+    Bao et al., "BEiT" (arXiv:2106.08254), algorithm 1, which stops at or above the ratio. Here the
+    count is exact: the last rectangle is trimmed at patches drawn uniformly from it, and where all
+    rectangles together are too few, the rest is filled at random. BEiT bounds a rectangle by what
+    is left to mask; here its area is drawn anew each time, so that the images of a batch are
+    made at once, without a loop.
+
+    Args:
+        mask_ratio: share of the patches to mask, in (0, 1).
+        patch_size: side of a patch in pixels, or (height, width).
+        min_patches: least area of a rectangle. The largest is the number of masked patches.
+        min_aspect: least ratio of height to width, in (0, 1]; the largest is its inverse.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        patch_size: int | tuple[int, int] = 16,
+        min_patches: int = 16,
+        min_aspect: float = 0.3,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size)
+        if min_patches < 1:
+            raise ValueError(f"min_patches must be at least 1, got {min_patches}")
+        if not 0 < min_aspect <= 1:
+            raise ValueError(f"min_aspect must lie in (0, 1], got {min_aspect}")
+        self.min_patches = min_patches
+        self.min_aspect = min_aspect
+
+    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+        """Minus the number of the first rectangle that covers a patch, and a tie-break."""
+        batch, device, (height, width) = images.shape[0], images.device, self.grid(images)
+        length = height * width
+        least = min(self.min_patches, num_masked)
+        # As many as cover the ratio if all were of the least area, and twice that.
+        share = min(least / length, 0.99)
+        blocks = 4 + math.ceil(2 * math.log(1 - num_masked / length) / math.log(1 - share))
+
+        drawn = torch.rand(batch, blocks, 4, device=device, generator=generator)
+        area = least + drawn[..., 0] * (num_masked - least)
+        aspect = torch.exp((2 * drawn[..., 1] - 1) * -math.log(self.min_aspect))
+        tall = (area * aspect).sqrt().round().clamp(1, height)
+        wide = (area / tall).round().clamp(1, width)
+        top = (drawn[..., 2] * (height - tall + 1)).floor()
+        left = (drawn[..., 3] * (width - wide + 1)).floor()
+
+        rows = torch.arange(height, device=device)
+        columns = torch.arange(width, device=device)
+        in_rows = (rows >= top[..., None]) & (rows < (top + tall)[..., None])
+        in_columns = (columns >= left[..., None]) & (columns < (left + wide)[..., None])
+        covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)
+        number = torch.arange(blocks, device=device).view(1, -1, 1).expand_as(covered)
+        return -torch.where(covered, number, blocks).amin(1).to(torch.float32)
+
+    def extra_repr(self) -> str:
+        more = f"min_patches={self.min_patches}, min_aspect={self.min_aspect}"
+        return f"{super().extra_repr()}, {more}"

@@ -1,0 +1,85 @@
+"""Colour-noise masking: band-passed noise, nothing learned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from amn_masking.strategies.ranked import RankedMasking
+
+COLORS = ("red", "green", "blue", "purple")
+
+
+class ColorNoiseMasking(RankedMasking):
+    """Masks where noise of a chosen band of spatial frequencies is largest.
+
+    Hinojosa et al., "ColorMAE" (arXiv:2407.13036). With g_s the Gaussian filter of width s patches
+    and white noise::
+
+        red     low-pass    g_high                  blobs
+        green   band-pass   g_low - g_high          blobs of one size, evenly spaced
+        blue    high-pass   1 - g_low               single patches, evenly spread
+        purple  band-stop   1 - (g_low - g_high)    large areas with holes and dots
+
+    There the noise is a file of 3072 filtered images to be downloaded, and all images of a batch
+    are masked by one crop of it. Here it is made where the mask is, on the grid of the patches,
+    anew for each image and step.
+
+    Args:
+        mask_ratio: share of the patches to mask, in (0, 1).
+        patch_size: side of a patch in pixels, or (height, width).
+        color: ``'red'``, ``'green'``, ``'blue'`` or ``'purple'``.
+        low: standard deviation of the narrow filter, in patches, > 0.
+        high: that of the wide one, larger than ``low``.
+
+    Raises:
+        ValueError: an unknown colour or a value out of range.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        patch_size: int | tuple[int, int] = 16,
+        color: str = "green",
+        low: float = 0.75,
+        high: float = 1.5,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size)
+        if color not in COLORS:
+            raise ValueError(f"color must be one of {', '.join(COLORS)}, got {color!r}")
+        if not 0 < low < high:
+            raise ValueError(
+                f"low and high are widths of two filters, 0 < low < high, got {low} and {high}"
+            )
+        self.color = color
+        self.low = low
+        self.high = high
+
+    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+        """The noise, at each patch."""
+        height, width = self.grid(images)
+        # A filter by Fourier transform is periodic: on a larger field its edges do not meet.
+        field = (2 * height, 2 * width)
+        white = torch.randn(images.shape[0], *field, device=images.device, generator=generator)
+        noise = torch.fft.irfft2(torch.fft.rfft2(white) * self.response(field, images), s=field)
+        return noise[:, :height, :width].flatten(1)
+
+    def response(self, field: tuple[int, int], like: Tensor) -> Tensor:
+        """``(h, w // 2 + 1)``, the filter's gain at each frequency of a field of h x w patches."""
+        rows = torch.fft.fftfreq(field[0], device=like.device)
+        columns = torch.fft.rfftfreq(field[1], device=like.device)
+        square = rows[:, None].square() + columns[None, :].square()
+        narrow, wide = (
+            torch.exp(-2 * (math.pi * width) ** 2 * square) for width in (self.low, self.high)
+        )
+        return {
+            "red": wide,
+            "green": narrow - wide,
+            "blue": 1 - narrow,
+            "purple": 1 - (narrow - wide),
+        }[self.color]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, color={self.color!r}, low={self.low}, high={self.high}"

@@ -1,0 +1,50 @@
+"""Hard-patch masking: from random patches to those of the largest predicted error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amn_masking.strategies.adversarial import AdversarialMasking
+
+
+class HardPatchMasking(AdversarialMasking):
+    """Learns the order of the patches' errors and masks a growing share of each image by it.
+
+    Wang et al., "Hard Patches Mining for Masked Image Modeling" (HPM, arXiv:2304.05919): estimator
+    ``'ranking'``, and a share of the masked patches, from 0 to 0.5 over the course of training,
+    that goes to the hardest ones while the others are drawn at random. There a decoder on the
+    autoencoder's own features predicts the order, which trains the encoder too, and an averaged
+    teacher scores the image; here the masking network does both, alone.
+
+    Args:
+        mask_ratio: share of the patches to mask, in (0, 1).
+        patch_size: side of a patch in pixels, or (height, width).
+        network: arguments of :class:`~amn_masking.network.MaskingNetwork`.
+        random_share: share in [0, 1] of the masked patches to draw uniformly; by default from 1 to
+            0.5 over the course of training.
+        loss: arguments of :class:`~amn_masking.losses.CombinedAdversarialLoss`.
+
+    Raises:
+        ValueError: a value out of range.
+        TypeError: an argument that the network or the loss does not take.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        patch_size: int | tuple[int, int] = 16,
+        network: Mapping[str, Any] | None = None,
+        random_share: float | Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
+    ) -> None:
+        if random_share is None:
+            random_share = dict(type="linear", start=1.0, end=0.5)
+        super().__init__(
+            mask_ratio,
+            patch_size,
+            network,
+            estimator=dict(type="ranking", noise=0.0),
+            random_share=random_share,
+            loss=loss,
+        )

@@ -1,0 +1,60 @@
+"""An oracle: the patches of the truly largest error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from amn_masking.strategies.ranked import RankedMasking
+
+
+class OracleMasking(RankedMasking):
+    """A control: masks the patches that the autoencoder itself reconstructs worst.
+
+    What a masking network without limits would learn to do patch by patch, at the price of the
+    forward passes that ``error`` needs: with it the question whether *hard* masks help is apart
+    from the question whether a network *finds* them.
+
+    Args:
+        mask_ratio: share of the patches to mask, in (0, 1).
+        patch_size: side of a patch in pixels, or (height, width).
+        error: gives the ``(B, L)`` error of each patch of ``(B, C, H, W)`` images. In mmpretrain it
+            is taken from the method: the mean over ``draws`` random masks of the error at the
+            patches that they hide.
+        draws: how many random masks that mean is over.
+
+    Raises:
+        ValueError: a value out of range; in ``forward``, no ``error``, or of another shape.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        patch_size: int | tuple[int, int] = 16,
+        error: Callable[[Tensor], Tensor] | None = None,
+        draws: int = 4,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size)
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        self.error = error
+        self.draws = draws
+
+    @torch.no_grad()
+    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+        """The error."""
+        height, width = self.grid(images)
+        if self.error is None:
+            raise ValueError(
+                "OracleMasking expected error=, a function from images to the (B, L) error of the "
+                "patches; in mmpretrain a method gives it by itself"
+            )
+        error = self.error(images).float()
+        if error.shape != (images.shape[0], height * width):
+            raise ValueError(
+                f"error= expected to give ({images.shape[0]}, {height * width}) for a {height} x "
+                f"{width} grid, got {tuple(error.shape)}"
+            )
+        return error
