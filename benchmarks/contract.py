@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import importlib.util
 import pkgutil
 import sys
 import traceback
@@ -34,13 +35,20 @@ ABSENT = "not installed"
 
 
 def load(module: str) -> tuple[list[Target], str]:
-    """The targets of a module; none, and the package that is missing, where it is not installed."""
+    """The targets of a module; none, and the package that is missing, where it is not installed.
+
+    Raises:
+        ImportError: it cannot be imported although what it needs is there.
+    """
     try:
         return list(importlib.import_module(module).TARGETS), ""
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in ("amn_masking", "benchmarks"):
+    except ImportError as error:
+        # An adapter may say in words of its own what to install.
+        name = error.name or getattr(error.__cause__, "name", None) or ""
+        package = name.split(".")[0]
+        if not package or importlib.util.find_spec(package) is not None:
             raise
-        return [], error.name
+        return [], package
 
 
 def installed(package: str) -> str:
