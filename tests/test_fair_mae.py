@@ -151,7 +151,7 @@ def test_the_gain_is_measured_by_the_model_s_own_forward():
 
     def error(patch_mask):
         masks.append(patch_mask)
-        return model.patch_error(x, model(x, patch_mask)[1])
+        return model.error_under(x, patch_mask)
 
     gain = adversarial_gain(error, model.masking(x))
     losses = [model.forward_loss(x, model(x, m)[1], m.mask) for m in masks]

@@ -40,7 +40,7 @@ class MaskingMixin(nn.Module):
 
     The strategy's :class:`PatchMask` travels as ``mask_ratio``; a number that the caller gives
     there is not looked at. A caller may also give a PatchMask, which then counts, whatever
-    ``masking`` is: that is how to measure the error under a given mask.
+    ``masking`` is.
 
     Attributes:
         masking: a :class:`MaskingStrategy`, or None.
@@ -148,6 +148,10 @@ class MaskingMixin(nn.Module):
             variance, mean = torch.var_mean(target, -1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
         return (pred.float() - target).square().mean(-1)
+
+    def error_under(self, imgs: Tensor, patch_mask: PatchMask) -> Tensor:
+        """``(B, L)`` error of each patch under a given mask, for :mod:`amn_masking.meters`."""
+        return self.patch_error(imgs, self(imgs, mask_ratio=patch_mask)[1])
 
     def check_error(self, loss: Tensor, error: Tensor, patch_mask: PatchMask) -> None:
         """Once: the errors that the adversary gets are those that the model minimises.
