@@ -208,6 +208,14 @@ def test_a_fork_with_another_loss_is_noticed_in_the_first_step():
     same(run(baseline), run(build(AbsoluteError), mask_ratio=0.5))
 
 
+def test_an_error_of_the_user_s_own_is_not_compared_with_the_loss():
+    class Weighted(Learned):
+        def patch_error(self, imgs, pred):
+            return 2 * super().patch_error(imgs, pred)
+
+    assert build(Weighted, masking=learned())(images())[0].isfinite()
+
+
 def test_the_loss_is_checked_once_and_never_where_it_is_not_finite():
     model = build(masking=learned())
     assert not model.error_checked
