@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amn_masking import PatchMask, RandomMasking
-from amn_masking.meters import PositionMeter, mask_distance, score_entropy
+from amn_masking.meters import PositionMeter, adversarial_gain, mask_distance, score_entropy
 from tests import draws
 
 
@@ -188,3 +188,43 @@ def test_nothing_counted_and_no_window_are_refused():
         PositionMeter().entropy()
     with pytest.raises(ValueError, match="window counts batches, at least 1, got 0"):
         PositionMeter(0)
+
+
+# --- adversarial_gain
+
+
+@given(case=draws.masks(free_counts=True), seed=draws.seeds)
+def test_adversarial_gain_is_masked_error_over_masked_error_at_random_positions(case, seed):
+    mask, grid = case
+    patch_mask, length = PatchMask.from_mask(mask, grid), mask.shape[1]
+    difficulty = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)) + 0.1
+
+    def patch_error(masks):
+        assert not torch.is_grad_enabled()
+        # Harder where more is masked, as with a real autoencoder; visible patches do not count.
+        error = difficulty * (1 + masks.mask.sum(1, keepdim=True))
+        return torch.where(masks.mask.bool(), error, 1e6)
+
+    gain = adversarial_gain(patch_error, patch_mask, torch.Generator().manual_seed(seed))
+    noise = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).tolist()
+    learned, random, count = 0.0, 0.0, 0
+    for row, hidden in enumerate(mask.tolist()):
+        masked = int(sum(hidden))
+        count += masked
+        hardest_noise = sorted(range(length), key=lambda patch: noise[row][patch])[-masked:]
+        for patch in range(length):
+            error = difficulty[row, patch].item() * (1 + masked)
+            learned += error * hidden[patch]
+            random += error * (patch in hardest_noise)
+    if all(len(set(row)) == length for row in noise):  # equal noise leaves the order open
+        assert gain.item() == pytest.approx((learned / count) / (random / count), rel=1e-4)
+
+
+def test_adversarial_gain_at_its_ends():
+    difficulty = torch.tensor([[1.0, 1, 1, 1, 1, 1, 1, 9]]).repeat(4000, 1)
+    hard = PatchMask.from_mask((difficulty == 9).float(), (2, 4))
+    easy = PatchMask.from_mask((torch.arange(8) == 0).float().repeat(4000, 1), (2, 4))
+    # One of eight at random: an error of 2 on average, with deviation 0.04 over 4000 images.
+    assert adversarial_gain(lambda m: difficulty, hard).item() == pytest.approx(4.5, rel=0.1)
+    assert adversarial_gain(lambda m: difficulty, easy).item() == pytest.approx(0.5, rel=0.1)
+    assert adversarial_gain(lambda m: torch.ones(4000, 8), hard) == 1

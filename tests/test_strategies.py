@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking, RandomMasking
 from tests import draws
@@ -153,6 +154,57 @@ def test_nothing_with_a_graph_stays_on_the_module():
     for module in masking.modules():
         for value in vars(module).values():
             assert not (isinstance(value, torch.Tensor) and value.grad_fn is not None)
+
+
+# --- total_loss
+
+
+@given(seed=draws.seeds, lambda_adv=st.floats(0, 4), score_weighted=st.booleans())
+def test_total_loss_adds_the_terms_as_they_are_defined(seed, lambda_adv, score_weighted):
+    """The value patch by patch, and the gradients that go to the two networks."""
+    torch.manual_seed(seed)
+    loss = dict(lambda_adv=lambda_adv, score_weighted=score_weighted)
+    masking = AdversarialMasking(0.5, 4, loss=loss)
+    patch_mask = masking(images((3, 4), batch=2, seed=seed))
+    patch_mask.logits.retain_grad()
+    error = torch.rand(2, 12, requires_grad=True)
+    reconstruction = (error * torch.rand(2, 12)).sum()  # any loss of a codebase's own
+    (own,) = torch.autograd.grad(reconstruction, error, retain_graph=True)
+    total = masking.total_loss(reconstruction, error, patch_mask)
+    total.backward(retain_graph=True)
+    got = patch_mask.logits.grad.clone()
+
+    mask, scores = patch_mask.mask.tolist(), patch_mask.scores.tolist()
+    adversarial = 0.0
+    for row in range(2):
+        weight = [
+            m * (s if score_weighted else 1) for m, s in zip(mask[row], scores[row], strict=True)
+        ]
+        for patch in range(12):
+            share = weight[patch] / sum(weight) / 2
+            adversarial += share * error[row, patch].item()
+            expected = own[row, patch].item() + lambda_adv * share
+            assert error.grad[row, patch].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    value = reconstruction.item() + lambda_adv * adversarial
+    assert total.item() == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+    reward = masking.estimator.objective(error.detach(), patch_mask)
+    (plain,) = torch.autograd.grad(reward, patch_mask.logits)
+    torch.testing.assert_close(got, lambda_adv * plain)
+
+
+def test_total_loss_of_a_strategy_that_learns_nothing_is_the_codebase_s():
+    masking = RandomMasking(0.5, 4)
+    reconstruction = torch.tensor(3.0, requires_grad=True)
+    patch_mask = masking(images((3, 4)))
+    assert masking.total_loss(reconstruction, torch.rand(2, 12), patch_mask) is reconstruction
+
+
+def test_total_loss_refuses_an_error_that_is_not_one_number_per_patch():
+    masking = AdversarialMasking(0.5, 4)
+    patch_mask = masking(images((3, 4)))
+    with pytest.raises(ValueError, match=r"\(B, L\) = \(2, 12\), got \(2, 12, 48\)"):
+        masking.total_loss(torch.tensor(1.0), torch.rand(2, 12, 48), patch_mask)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,13 @@
-"""What the contract suite asks of a codebase."""
+"""What the contract suite asks of a codebase.
+
+A module of this folder whose name ends in ``_target`` or ``_targets`` is a codebase; it lists its
+models, instances of :class:`Target`, in ``TARGETS``. It may import its codebase at the top.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +45,10 @@ class Target:
         image_size: (height, width) in pixels of the test images.
         patch_size: side of a patch in pixels.
         free_counts: whether images of a batch may keep different numbers of patches.
-        gate: whether the adapter takes ``gate=True``.
+        gate: whether the adapter takes ``gate=True``; one that does not must refuse it.
+        row_major: whether visible tokens come in the grid's order, not in that of ``ids_keep``.
+        masked_mean: whether the codebase's own loss is the mean error of the masked patches.
+        keeps: attributes of the model that the adapter may change for good, by name.
     """
 
     name: str
@@ -49,6 +58,9 @@ class Target:
     patch_size: int = 8
     free_counts: bool = False
     gate: bool = False
+    row_major: bool = False
+    masked_mean: bool = True
+    keeps: tuple[str, ...] = ()
 
     def build(self) -> nn.Module:
         """The stock model of the codebase, small, with random weights, in training mode.
@@ -65,14 +77,18 @@ class Target:
         raise NotImplementedError
 
     def step(self, model: nn.Module, images: Tensor, masking: MaskingStrategy) -> Step:
-        """One forward pass through the adapter, under the mask that ``masking`` makes."""
+        """One forward pass through the adapter, under the mask that ``masking`` makes.
+
+        The model is left as it was, a strategy that was attached to it included.
+        """
         raise NotImplementedError
 
     def stock_step(self, model: nn.Module, images: Tensor, noise: Tensor) -> Any:
         """``(tokens, loss)`` of the codebase's own random masking, made from ``(B, L)`` noise.
 
-        ``tokens`` as in :class:`Step`; ``loss`` the codebase's own, a scalar. None where the
-        codebase has no random masking or no loss of its own.
+        At mask ratio 0.75; the patches of least noise stay visible. ``tokens`` as in
+        :class:`Step`; ``loss`` the codebase's own, a scalar, or None where it has none. None
+        altogether where the codebase has no random masking.
         """
         raise NotImplementedError
 
@@ -87,3 +103,17 @@ class Given(MaskingStrategy):
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
         return self.patch_mask
+
+
+@contextmanager
+def seen_by(module: nn.Module, output: bool = False) -> Iterator[list[Any]]:
+    """For the duration, collects what each call of a module is given first, or what it returns."""
+    seen: list[Any] = []
+    if output:
+        handle = module.register_forward_hook(lambda m, args, out: seen.append(out))
+    else:
+        handle = module.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,195 @@
+"""``masking`` for any class with the interface of the reference MAE, and for its forks."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amn_masking.adapters.padding import hidden_from_attention, mask_tokens_in_padding
+from amn_masking.mask import PatchMask
+from amn_masking.meters import masked_mean
+from amn_masking.strategies import MaskingStrategy
+
+
+class MaskingMixin(nn.Module):
+    """Gives a masked autoencoder the attribute ``masking``::
+
+        class Learned(MaskingMixin, MaskedAutoencoderViT):
+            pass
+
+        model = Learned(...)
+        model.masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
+
+    The masking network is a submodule like any other: one optimizer, one backward, one checkpoint.
+    With ``masking = None``, the default, the model is the stock one, bit for bit.
+
+    The class beside it has, and only this is used of it:
+
+    - ``forward(imgs, ..., mask_ratio=...)``, which returns ``(loss, pred, mask, ...)`` and hands
+      ``mask_ratio`` down to ``random_masking(x, mask_ratio) -> (x_masked, mask, ids_restore)``,
+      mask ``(B, L)``, 1 = masked;
+    - ``patchify(imgs)``, giving ``(B, L, p * p * 3)``, the shape of ``pred``; ``norm_pix_loss``;
+    - ``patch_embed.patch_size``;
+    - for counts that differ between images: ``blocks``, ``decoder_embed`` and ``mask_token``.
+
+    The strategy's :class:`PatchMask` travels as ``mask_ratio``; a number that the caller gives
+    there is not looked at. A caller may also give a PatchMask, which then counts, whatever
+    ``masking`` is.
+
+    Attributes:
+        masking: a :class:`MaskingStrategy`, or None.
+        error_checked: whether :meth:`patch_error` was seen to be what the model minimises.
+    """
+
+    masking: Any
+    patch_embed: Any
+    patchify: Any
+    blocks: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_module("masking", None)
+        self.error_checked = False
+
+    def forward(self, imgs: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward pass, under the strategy's mask.
+
+        Args:
+            imgs: ``(B, C, H, W)``.
+
+        Returns:
+            What the model returns. The first of it, the loss, has the adversarial terms added.
+
+        Raises:
+            ValueError: the strategy's patches are not the model's, the images do not split into
+                them, the counts differ and the encoder cannot hide padding, or the model's loss is
+                not what :meth:`patch_error` measures.
+            TypeError: ``masking`` is not a strategy, or the model has another interface.
+        """
+        stock: Any = super().forward
+        call = inspect.signature(stock).bind(imgs, *args, **kwargs)
+        given = call.arguments.get("mask_ratio")
+        if self.masking is None and not isinstance(given, PatchMask):
+            return stock(imgs, *args, **kwargs)
+        if "mask_ratio" not in call.signature.parameters:
+            raise TypeError(
+                f"a mask travels as mask_ratio, but {type(self).__name__}'s own forward"
+                f"{call.signature} has no such argument; override forward and hand it down to "
+                "random_masking"
+            )
+        patch_mask = given if isinstance(given, PatchMask) else self.make_mask(imgs)
+        call.arguments["mask_ratio"] = patch_mask
+        with self.hidden_padding(patch_mask):
+            outputs = stock(*call.args, **call.kwargs)
+        if self.masking is None:
+            return outputs
+        if not isinstance(outputs, tuple) or len(outputs) < 2:
+            raise TypeError(
+                f"expected {type(self).__name__}'s own forward to return (loss, pred, mask), got "
+                f"{type(outputs).__name__}; override forward so that it does"
+            )
+        error = self.patch_error(imgs, outputs[1])
+        self.check_error(outputs[0], error, patch_mask)
+        return self.masking.total_loss(outputs[0], error, patch_mask), *outputs[1:]
+
+    def make_mask(self, imgs: Tensor) -> PatchMask:
+        """The strategy's mask of ``(B, C, H, W)`` images."""
+        if not isinstance(self.masking, MaskingStrategy):
+            raise TypeError(
+                f"masking expected None or a masking strategy, such as AdversarialMasking("
+                f"mask_ratio=0.25, patch_size=16), got {type(self.masking).__name__}"
+            )
+        size: Any = getattr(self.patch_embed, "patch_size", self.masking.patch_size)
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        if self.masking.patch_size != size:
+            raise ValueError(
+                f"masking has patch_size={self.masking.patch_size}, but {type(self).__name__} "
+                f"works on patches of {size} pixels; give the strategy patch_size={size}"
+            )
+        return self.masking(imgs)
+
+    def random_masking(self, x: Tensor, mask_ratio: float | PatchMask) -> Any:
+        """Visible tokens, mask and ids_restore, by a PatchMask where ``mask_ratio`` is one.
+
+        Args:
+            x: ``(B, L, D)`` tokens without class token.
+            mask_ratio: a mask, or a ratio for the model's own masking.
+        """
+        if isinstance(mask_ratio, PatchMask):
+            return mask_ratio.gather_visible(x), mask_ratio.mask, mask_ratio.ids_restore
+        parent: Any = super()
+        return parent.random_masking(x, mask_ratio)
+
+    def patch_error(self, imgs: Tensor, pred: Tensor) -> Tensor:
+        """``(B, L)`` error of each patch as the model's loss measures it: squared, its mean.
+
+        Override it where the model's loss is another; it is then not checked against that loss.
+
+        Args:
+            imgs: ``(B, C, H, W)``.
+            pred: what the model predicted, of the shape of ``patchify(imgs)``.
+
+        Raises:
+            ValueError: ``pred`` has another shape.
+        """
+        target = self.patchify(imgs).float()
+        if pred.shape != target.shape:
+            raise ValueError(
+                f"expected a prediction of shape (B, L, p * p * C) = {tuple(target.shape)}, as "
+                f"patchify(imgs) gives, got {tuple(pred.shape)}; override patch_error(imgs, pred)"
+            )
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, -1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        return (pred.float() - target).square().mean(-1)
+
+    def error_under(self, imgs: Tensor, patch_mask: PatchMask) -> Tensor:
+        """``(B, L)`` error of each patch under a given mask, for :mod:`amn_masking.meters`."""
+        return self.patch_error(imgs, self(imgs, mask_ratio=patch_mask)[1])
+
+    def check_error(self, loss: Tensor, error: Tensor, patch_mask: PatchMask) -> None:
+        """Once: the errors that the adversary gets are those that the model minimises.
+
+        Reads two numbers back to the host, in the first step only.
+
+        Raises:
+            ValueError: their mean over the masked patches is not the model's own loss.
+        """
+        known = type(self).patch_error is MaskingMixin.patch_error
+        if self.error_checked or not known or self.masking.loss is None:
+            return
+        own, ours = float(loss.detach()), float(masked_mean(error.detach(), patch_mask.mask))
+        # Half precision stays far below 1 %. NaN is for the training loop to see.
+        if math.isfinite(own) and abs(own - ours) > 0.01 * abs(own):
+            raise ValueError(
+                f"{type(self).__name__}'s own loss is {own:.6g}, but the mean squared error of the "
+                f"masked patches is {ours:.6g}: its loss measures something else. Override "
+                "patch_error(imgs, pred) to give that error of each patch, (B, L)"
+            )
+        self.error_checked = True
+
+    @contextmanager
+    def hidden_padding(self, patch_mask: PatchMask) -> Iterator[None]:
+        """Context in which rows of different lengths come out as each would alone."""
+        padding = patch_mask.padding
+        if padding is None:
+            yield
+            return
+        embed, token = getattr(self, "decoder_embed", None), getattr(self, "mask_token", None)
+        if not isinstance(embed, nn.Module) or not isinstance(token, Tensor):
+            raise ValueError(
+                "the images of this batch keep different numbers of patches, and the decoder gets "
+                f"its mask tokens in the place of padding, but {type(self).__name__} has no "
+                "decoder_embed and mask_token; use threshold=dict(type='quantile')"
+            )
+        with (
+            hidden_from_attention(self.blocks, padding),
+            mask_tokens_in_padding(embed, token, padding),
+        ):
+            yield
