@@ -72,7 +72,7 @@ def masked_forward(
         patch_mask = masking(images) if isinstance(masking, MaskingStrategy) else masking
         check_mask(patch_mask, images, config)
         masks.append(patch_mask)
-        # The model keeps int(L * (1 - mask_ratio)) patches: half a patch keeps it clear of rounding.
+        # The model keeps int(L * (1 - mask_ratio)): half a patch keeps it clear of rounding.
         config.mask_ratio = 1 - (patch_mask.num_visible + 0.5) / patch_mask.num_patches
         # It sorts the noise, so a patch's place in the order is noise that gives that order.
         return args, {**kwargs, "noise": patch_mask.ids_restore.float()}
