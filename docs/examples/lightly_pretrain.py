@@ -42,7 +42,11 @@ class MAE(pl.LightningModule):
 
 
 pl.seed_everything(0)
-to_tensor = [transforms.Resize((64, 64)), transforms.ToTensor(), transforms.Normalize(0.5, 0.25)]
+to_tensor = [
+    transforms.RandomResizedCrop(64),
+    transforms.ToTensor(),
+    transforms.Normalize(0.5, 0.25),
+]
 folder = [*sys.argv, "data/photos"][1] + "/train"
 photos = datasets.ImageFolder(folder, transforms.Compose(to_tensor))
 model, loader = MAE(), torch.utils.data.DataLoader(photos, 32, shuffle=True)
