@@ -1,0 +1,15 @@
+"""transformers: ``ViTMAEForPreTraining`` with any masking strategy, under Trainer or in any loop.
+
+    model.masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
+
+    class MaskedTrainer(MaskingMixin, Trainer): ...
+
+The mask goes in by the model's own argument ``noise``.
+"""
+
+from __future__ import annotations
+
+from amn_masking.adapters.huggingface.forward import MaskedPass, masked_forward, patch_error
+from amn_masking.adapters.huggingface.trainer import MaskingMixin
+
+__all__ = ["MaskedPass", "MaskingMixin", "masked_forward", "patch_error"]

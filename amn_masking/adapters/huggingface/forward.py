@@ -1,0 +1,165 @@
+"""One forward pass of a ``ViTMAEForPreTraining`` under a given mask."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from amn_masking.mask import PatchMask
+from amn_masking.patches import grid_size, patchify
+from amn_masking.strategies import MaskingStrategy
+
+
+class MaskedPass(NamedTuple):
+    """What :func:`masked_forward` gives.
+
+    Attributes:
+        outputs: the model's. ``outputs.loss`` is what to minimise, adversarial terms included.
+        reconstruction: the model's own loss, a scalar.
+        error: ``(B, L)`` per-patch error; its mean over the masked patches is ``reconstruction``.
+        patch_mask: the mask of this pass.
+    """
+
+    outputs: Any
+    reconstruction: Tensor
+    error: Tensor
+    patch_mask: PatchMask
+
+
+def masked_forward(
+    model: nn.Module, pixel_values: Tensor, masking: MaskingStrategy | PatchMask, **kwargs: Any
+) -> MaskedPass:
+    """One forward pass of a ``ViTMAEForPreTraining`` under a mask of the strategy's making.
+
+    The mask is made, and the adversarial terms are added, inside the model's own call: so that a
+    wrapper such as DistributedDataParallel sees the masking network take part. The share of masked
+    patches is the strategy's; ``config.mask_ratio`` does not count.
+
+    Args:
+        model: a ``ViTMAEForPreTraining``, or a wrapper around one.
+        pixel_values: ``(B, C, H, W)``.
+        masking: a strategy; or a mask that is made already, where nothing is to be learned.
+        **kwargs: the model's other arguments, such as ``interpolate_pos_encoding=True``.
+
+    Raises:
+        TypeError: no ``ViTMAEForPreTraining`` in the model, or no strategy.
+        ValueError: the mask does not fit the model's patches, or it has free counts or a gate,
+            which the model cannot take.
+    """
+    if not isinstance(masking, (MaskingStrategy, PatchMask)):
+        raise TypeError(
+            "masking expected a MaskingStrategy such as AdversarialMasking, or a PatchMask, got "
+            f"{type(masking).__name__}"
+        )
+    vit_mae = find_vit_mae(model)
+    config = vit_mae.config
+    check_strategy(masking)
+    passes: list[MaskedPass] = []
+    masks: list[PatchMask] = []
+
+    def hand_in(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        images = kwargs["pixel_values"]
+        patch_mask = masking(images) if isinstance(masking, MaskingStrategy) else masking
+        check_mask(patch_mask, images, config)
+        masks.append(patch_mask)
+        # The model keeps int(L * (1 - mask_ratio)): half a patch keeps it clear of rounding.
+        config.mask_ratio = 1 - (patch_mask.num_visible + 0.5) / patch_mask.num_patches
+        # It sorts the noise, so a patch's place in the order is noise that gives that order.
+        return args, {**kwargs, "noise": patch_mask.ids_restore.float()}
+
+    def add_terms(module: nn.Module, args: tuple, kwargs: dict, outputs: Any) -> None:
+        error = patch_error(outputs.logits, kwargs["pixel_values"], config)
+        reconstruction = outputs.loss
+        if isinstance(masking, MaskingStrategy):
+            outputs.loss = masking.total_loss(reconstruction, error, masks[0])
+        passes.append(MaskedPass(outputs, reconstruction, error, masks[0]))
+
+    own_ratio = config.mask_ratio
+    handles = [
+        vit_mae.register_forward_pre_hook(hand_in, with_kwargs=True),
+        vit_mae.register_forward_hook(add_terms, with_kwargs=True),
+    ]
+    try:
+        outputs = model(pixel_values=pixel_values, **kwargs)
+    finally:
+        config.mask_ratio = own_ratio
+        for handle in handles:
+            handle.remove()
+    return passes[0]._replace(outputs=outputs)
+
+
+def patch_error(logits: Tensor, pixel_values: Tensor, config: Any) -> Tensor:
+    """``(B, L)`` mean squared error of each patch, as ``ViTMAEForPreTraining`` measures it.
+
+    Args:
+        logits: ``(B, L, p * p * C)`` the model's prediction.
+        pixel_values: ``(B, C, H, W)``.
+        config: the model's, for ``patch_size`` and ``norm_pix_loss``.
+    """
+    target = patchify(pixel_values, patch_size(config))
+    if config.norm_pix_loss:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6).sqrt()
+    return (logits - target).square().mean(-1)
+
+
+def find_vit_mae(model: nn.Module) -> Any:
+    """The ``ViTMAEForPreTraining`` that ``model`` is or wraps.
+
+    Raises:
+        TypeError: there is none.
+    """
+    for module in model.modules():
+        if "vit" in module._modules and "decoder" in module._modules:
+            return module
+    raise TypeError(
+        f"expected transformers' ViTMAEForPreTraining or a wrapper of it, got "
+        f"{type(model).__name__}; ViTMAEModel is the encoder alone and has no error to learn from"
+    )
+
+
+def patch_size(config: Any) -> tuple[int, int]:
+    """(height, width) in pixels of the model's patches."""
+    size = config.patch_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def check_strategy(masking: MaskingStrategy | PatchMask) -> None:
+    """Refuse what the model cannot follow.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if isinstance(masking, PatchMask):
+        free_counts = masking.visible_counts is not None
+    else:
+        free_counts = masking.free_counts
+    if free_counts:
+        raise ValueError(
+            "ViTMAEForPreTraining keeps the same number of patches of every image, but the count "
+            f"of {type(masking).__name__} is free; use threshold=dict(type='quantile')"
+        )
+    if getattr(masking, "gate", False):
+        raise ValueError(
+            "ViTMAEForPreTraining takes its mask as an order of the patches, through which no "
+            "gradient flows; leave out gate=True"
+        )
+
+
+def check_mask(patch_mask: PatchMask, images: Tensor, config: Any) -> None:
+    """Refuse a mask that is not one of the model's patches, which would drop or mix them up.
+
+    Raises:
+        ValueError: with the patch size to use.
+    """
+    size = patch_size(config)
+    expected = (images.shape[0], *grid_size(images.shape[2], images.shape[3], size))
+    got = (patch_mask.mask.shape[0], *patch_mask.grid)
+    if got != expected:
+        raise ValueError(
+            f"expected a mask of (B, h, w) = {expected} for images of {tuple(images.shape)} and "
+            f"the model's patches of {size} pixels, got {got}; give the strategy "
+            f"patch_size={config.patch_size}"
+        )

@@ -1,0 +1,136 @@
+"""lightly: a mask in the forms that its ``MaskedVisionTransformer`` takes, and back to patches.
+
+    patch_mask = self.masking(images)
+    idx_keep, idx_mask = token_mask(patch_mask, self.backbone)  # was: utils.random_token_mask(...)
+    ...
+    error = patch_error(x_pred, target, idx_mask, self.backbone)
+    loss = self.masking.total_loss(self.criterion(x_pred, target), error, patch_mask)
+
+For the TIMM and the Torchvision variant. Nothing of lightly is imported here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amn_masking.losses import CRITERIA
+from amn_masking.mask import PatchMask
+
+
+def token_mask(patch_mask: PatchMask, backbone: Any) -> tuple[Tensor, Tensor]:
+    """The mask as ``(idx_keep, idx_mask)``, in place of ``lightly.models.utils.random_token_mask``.
+
+    Args:
+        patch_mask: over the backbone's patches, ``(B, L)``, 1 = masked.
+        backbone: a ``MaskedVisionTransformerTIMM`` or ``MaskedVisionTransformerTorchvision`` with P
+            prefix tokens (class token, registers).
+
+    Returns:
+        ``(B, P + N)`` int64, the prefix tokens, which are never masked, then the visible patches;
+        and ``(B, L - N)`` int64, the masked patches. Both count tokens, prefix included, and are
+        not sorted.
+
+    Raises:
+        TypeError: the backbone is none of lightly's.
+        ValueError: images mask different numbers of patches, the mask has a gate, or it is not one
+            of the backbone's patches.
+    """
+    prefix = check(patch_mask, backbone)
+    if patch_mask.visible_counts is not None:
+        raise ValueError(
+            "idx_keep and idx_mask are rectangles, but the images of this batch mask different "
+            "numbers of patches; use threshold=dict(type='quantile'), or, where masked tokens are "
+            "replaced and not dropped, backbone.encode(images, mask=bool_mask(...))"
+        )
+    ids_keep = patch_mask.ids_keep
+    front = torch.arange(prefix, device=ids_keep.device).expand(ids_keep.shape[0], -1)
+    return torch.cat([front, ids_keep + prefix], dim=1), patch_mask.ids_mask + prefix
+
+
+def bool_mask(patch_mask: PatchMask, backbone: Any) -> Tensor:
+    """The mask as ``backbone.encode(images, mask=...)`` takes it, for methods such as SimMIM.
+
+    There the mask token replaces what is masked, so the images may mask different numbers.
+
+    Args:
+        patch_mask: as for :func:`token_mask`, with equal or free counts.
+        backbone: as for :func:`token_mask`.
+
+    Returns:
+        ``(B, P + L)`` bool, True = masked; never at the prefix tokens.
+
+    Raises:
+        TypeError: the backbone is none of lightly's.
+        ValueError: the mask has a gate, or it is not one of the backbone's patches.
+    """
+    return F.pad(patch_mask.mask.bool(), (check(patch_mask, backbone), 0), value=False)
+
+
+def patch_error(
+    pred: Tensor, target: Tensor, idx_mask: Tensor, backbone: Any, criterion: str = "L2"
+) -> Tensor:
+    """``(B, L)`` error of each masked patch in its place, 0 at visible ones.
+
+    Args:
+        pred: ``(B, M, D)`` prediction of the masked patches.
+        target: ``(B, M, D)``.
+        idx_mask: ``(B, M)`` int64, the tokens that these are, in their order; as
+            :func:`token_mask` gives them, prefix included, or in any other order.
+        backbone: as for :func:`token_mask`.
+        criterion: ``'L2'``, MAE's, or ``'L1'``, SimMIM's.
+
+    Raises:
+        TypeError: the backbone is none of lightly's.
+        ValueError: the shapes do not fit each other, or an unknown criterion.
+    """
+    if pred.shape != target.shape or pred.shape[:-1] != idx_mask.shape:
+        raise ValueError(
+            "expected pred and target of one shape (B, M, D) and idx_mask of (B, M), got "
+            f"{tuple(pred.shape)}, {tuple(target.shape)} and {tuple(idx_mask.shape)}"
+        )
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {sorted(CRITERIA)}, got {criterion!r}")
+    error = CRITERIA[criterion](pred, target, reduction="none").mean(-1)
+    prefix = prefix_tokens(backbone)
+    length = backbone.sequence_length - prefix
+    return error.new_zeros(error.shape[0], length).scatter(1, idx_mask - prefix, error)
+
+
+def prefix_tokens(backbone: Any) -> int:
+    """How many tokens stand in front of the patches.
+
+    Raises:
+        TypeError: the backbone is none of lightly's.
+    """
+    if not hasattr(backbone, "sequence_length") or not hasattr(backbone, "vit"):
+        raise TypeError(
+            "expected lightly's MaskedVisionTransformerTIMM or MaskedVisionTransformerTorchvision, "
+            f"got {type(backbone).__name__}"
+        )
+    return getattr(backbone.vit, "num_prefix_tokens", 1)  # torchvision's has the class token only
+
+
+def check(patch_mask: PatchMask, backbone: Any) -> int:
+    """The number of prefix tokens, if the mask suits the backbone.
+
+    Raises:
+        TypeError: the backbone is none of lightly's.
+        ValueError: with the way out.
+    """
+    prefix = prefix_tokens(backbone)
+    if patch_mask.num_patches + prefix != backbone.sequence_length:
+        raise ValueError(
+            f"expected a mask over the backbone's {backbone.sequence_length - prefix} patches, got "
+            f"one over {patch_mask.num_patches} ({patch_mask.grid[0]} x {patch_mask.grid[1]}); "
+            "does the strategy's patch_size match the backbone's, and the images' size too?"
+        )
+    if patch_mask.gate:
+        raise ValueError(
+            "lightly takes its mask as indices or as bool, through which no gradient flows; leave "
+            "out gate=True"
+        )
+    return prefix
