@@ -1,7 +1,7 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods lint
+.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples lint
 
 EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev
 PYTHON_ENV := .venv/bin/python
@@ -18,8 +18,7 @@ env:
 env-forks:
 	@bash .ci/env.sh .venv-onedl "onedl,test,dev"
 
-demo: env
-	@test -d data/photos || $(PYTHON_ENV) benchmarks/photos.py data/photos
+demo: env data/photos
 	.venv/bin/mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)
 	@$(PYTHON_ENV) benchmarks/report.py $(WORK_DIR)
 
@@ -59,6 +58,22 @@ estimators: env
 methods: env env-forks
 	$(PYTHON_ENV) -m benchmarks.methods
 	.venv-onedl/bin/python -m benchmarks.methods
+
+# Every adapter against every law of the contract: docs/results/adapters.md.
+adapters: env
+	$(PYTHON_ENV) -m benchmarks.contract
+
+# Each example of docs/examples in an environment with its own extra alone (7 GB, made anew).
+examples: data/photos
+	@for extra in timm huggingface lightly; do \
+	    bash .ci/env.sh .venv-example "$$extra" || exit 1; \
+	    for file in $$(ls docs/examples/$$extra* $$([ $$extra = timm ] && ls docs/examples/fair*)); do \
+	        echo "$$file with [$$extra]"; .venv-example/bin/python $$file || exit 1; \
+	    done; rm -rf .venv-example; \
+	done
+
+data/photos: env
+	$(PYTHON_ENV) benchmarks/photos.py data/photos
 
 lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

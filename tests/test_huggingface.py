@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 
@@ -263,13 +262,6 @@ def test_two_processes_end_with_one_masking_network(tmp_path, find_unused):
     first = "masking.network.layers.0.weight"
     assert not torch.equal(one[first], adversarial().state_dict()["network.layers.0.weight"])
     assert logs[0]["adversarial_gain"] > 0
-
-
-@pytest.mark.slow
-def test_the_example_ends_with_masks_that_are_harder_than_random(tmp_path, photos):
-    output = run([sys.executable, ROOT / "docs/examples/huggingface_pretrain.py", photos], tmp_path)
-    assert float(re.findall(r"adversarial gain ([\d.]+)", output)[-1]) > 1
-    assert "'adversarial_gain'" in output
 
 
 def run(command, folder=ROOT):
