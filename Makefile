@@ -72,7 +72,7 @@ examples: data/photos
 	    done; rm -rf .venv-example; \
 	done
 
-data/photos: env
+data/photos: | env
 	$(PYTHON_ENV) benchmarks/photos.py data/photos
 
 lint: env

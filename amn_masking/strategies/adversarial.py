@@ -15,7 +15,7 @@ from amn_masking.mask import PatchMask
 from amn_masking.network import MaskingNetwork, pool_scores, standardise_logits, to_logits
 from amn_masking.schedules import as_schedule
 from amn_masking.strategies.base import MaskingStrategy
-from amn_masking.thresholds import THRESHOLDS
+from amn_masking.thresholds import THRESHOLDS, Difficulty
 from amn_masking.thresholds.selection import check_mask_ratio
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class AdversarialMasking(MaskingStrategy):
         patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
             the method's own.
         network: arguments of :class:`MaskingNetwork`.
-        threshold: ``dict(type='quantile' | 'mean' | 'tracking', ...)``.
+        threshold: ``dict(type='quantile' | 'mean' | 'tracking' | 'difficulty', ...)``.
         estimator: ``dict(type='straight_through' | 'gumbel' | 'score_function' | 'ranking', ...)``.
         strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
             frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
@@ -94,6 +94,12 @@ class AdversarialMasking(MaskingStrategy):
                 f"log-probability of a mask is only known then, got {random_share}; use "
                 "threshold=dict(type='quantile') or another estimator"
             )
+        schedule = self.random_share_schedule
+        if isinstance(self.threshold, Difficulty) and not min(schedule.start, schedule.end) > 0:
+            raise ValueError(
+                "threshold 'difficulty' measures the masks beside patches drawn at random and "
+                f"expected random_share > 0 all the time, such as 0.25, got {random_share}"
+            )
         if gate and not self.estimator.differentiable:
             raise ValueError(
                 f"gate=True lets the gradient through the surrogate mask of visible tokens, but "
@@ -148,9 +154,15 @@ class AdversarialMasking(MaskingStrategy):
         patch_mask.score_map = score_map.detach()
         patch_mask.threshold = torch.sigmoid(selection.tau.detach()).squeeze(1)
         patch_mask.random = selection.random
-        patch_mask.objective = self.estimator.objective
+        patch_mask.objective = self.objective
         patch_mask.gate = self.gate
         return patch_mask
+
+    def objective(self, error: Tensor, patch_mask: PatchMask) -> Tensor:
+        """The estimator's objective; in a training step the threshold hears of the error."""
+        if self.training and torch.is_grad_enabled():
+            self.threshold.observe(error, patch_mask)
+        return self.estimator.objective(error, patch_mask)
 
     def extra_repr(self) -> str:
         return f"strength={self.strength_schedule}, {super().extra_repr()}"

@@ -1,5 +1,6 @@
 """From patch logits to a hard mask, by a threshold of each image's own."""
 
+from amn_masking.thresholds.difficulty import Difficulty
 from amn_masking.thresholds.mean import Mean
 from amn_masking.thresholds.quantile import Quantile
 from amn_masking.thresholds.selection import Selection, Threshold
@@ -9,6 +10,7 @@ THRESHOLDS: dict[str, type[Threshold]] = {
     "quantile": Quantile,
     "mean": Mean,
     "tracking": Tracking,
+    "difficulty": Difficulty,
 }
 
-__all__ = ["THRESHOLDS", "Mean", "Quantile", "Selection", "Threshold", "Tracking"]
+__all__ = ["THRESHOLDS", "Difficulty", "Mean", "Quantile", "Selection", "Threshold", "Tracking"]

@@ -57,6 +57,9 @@ class Threshold(nn.Module):
         """
         raise NotImplementedError
 
+    def observe(self, error: Tensor, patch_mask: PatchMask) -> None:
+        """Told the ``(B, L)`` error of each training step's masks."""
+
 
 def check_mask_ratio(mask_ratio: float) -> float:
     """The ratio, if it is one.

@@ -77,10 +77,10 @@ class Tracking(Threshold):
             return self._select(keys, mean + self.offset, grid, random_share, generator)
         deviations = (torch.sigmoid(keys) - mean.detach()).flatten().sort().values
         started = self.level > 0
-        level = torch.where(started, self.level, self.mask_ratio)
+        level = torch.where(started, self.level, self.target)
         offset = torch.where(started, self.offset, upper_quantile(deviations, level))
         selection = self._select(keys, mean + offset, grid, random_share, generator)
-        missed = self.mask_ratio - selection.patch_mask.mask.mean()
+        missed = self.target - selection.patch_mask.mask.mean()
         # Far from the batch's scores, after a jump, the ratio says nothing: come near them first.
         margin = (deviations[-1] - deviations[0]) / 2
         near = offset.clamp(deviations[0] - margin, deviations[-1] + margin)
@@ -90,6 +90,11 @@ class Tracking(Threshold):
         offset = near + self.gain * (upper_quantile(deviations, level) - near)
         self._move(offset, level)
         return selection
+
+    @property
+    def target(self) -> float | Tensor:
+        """The mean share of masked patches to hold."""
+        return self.mask_ratio
 
     def _select(self, keys: Tensor, tau: Tensor, *args: Any) -> Selection:
         return select_above(keys, tau, self.ratio_range, *args)

@@ -22,6 +22,7 @@ from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics, masked_mean
 from amn_masking.patches import patchify, unpatchify
 from amn_masking.strategies import MaskingStrategy
+from amn_masking.thresholds import Difficulty
 
 EXPECTED = "'AdversarialMasking', 'RandomMasking' or another strategy"
 
@@ -147,6 +148,8 @@ class MaskingMixin(MaskableMethod):
         losses.update(mask_statistics(patch_mask))
         if hasattr(self.masking, "strength"):
             losses["strength"] = images.new_full((), self.masking.strength)
+        if isinstance(threshold := getattr(self.masking, "threshold", None), Difficulty):
+            losses["running_gain"] = threshold.running_gain.clone()
         return losses
 
     def masked_loss(
