@@ -96,8 +96,9 @@ class MaskedAutoencoder(nn.Module):
         self.norm_pix = norm_pix
         self.criterion = masking.loss or CombinedAdversarialLoss()
         check_one_token_per_patch(encoder)
-        pixels = self.patch_size[0] * self.patch_size[1] * in_channels(encoder)
-        self.decoder_embed = nn.Linear(self.encoder.num_features, decoder_dim)
+        channels, width = channels_and_width(encoder)
+        pixels = self.patch_size[0] * self.patch_size[1] * channels
+        self.decoder_embed = nn.Linear(width, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(decoder_dim))
         blocks = [Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)]
         self.decoder = nn.Sequential(*blocks, nn.LayerNorm(decoder_dim))
@@ -183,11 +184,11 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(-1, keepdim=True), deviation
 
 
-def in_channels(encoder: Any) -> int:
-    """Channels of the images that the encoder takes."""
+def channels_and_width(encoder: Any) -> tuple[int, int]:
+    """Channels of the images that go in, and of the tokens that come out."""
     if isinstance(encoder, NaFlexVit):
-        return encoder.embeds.in_chans
-    return encoder.patch_embed.proj.in_channels
+        return encoder.embeds.in_chans, encoder.num_features
+    return encoder.patch_embed.proj.in_channels, encoder.num_features
 
 
 def check_one_token_per_patch(encoder: nn.Module) -> None:

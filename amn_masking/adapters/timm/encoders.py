@@ -96,7 +96,7 @@ def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
     if patch_mask.padding is not None:
         replaced["forward_head"] = refuse(
             "the images of this batch keep different numbers of patches, and the head would pool "
-            "their padding; use forward_features, or a threshold with equal counts (type='quantile')"
+            "their padding; use forward_features, or threshold=dict(type='quantile')"
         )
     with overridden(encoder, replaced):
         yield
@@ -200,11 +200,11 @@ def visible_units(encoder: Hiera, patch_mask: PatchMask) -> dict[str, Any]:
         out = forward(*args, **kwargs)
         # Hiera keeps the units in row-major order; we promise that of ids_keep.
         rank = invert_permutation(patch_mask.ids_keep.argsort(1))
-        tokens, *rest = out if isinstance(out, tuple) else (out,)
+        tokens, stages = out if isinstance(out, tuple) else (out, None)
         # (B, U * N, D), U tokens for each unit, the unit running fastest.
         units = tokens.unflatten(1, (-1, patch_mask.num_visible)).transpose(1, 2)
         tokens = units[rows, rank].transpose(1, 2).flatten(1, 2)
-        return (tokens, [stage[rows, rank] for stage in rest[0]]) if rest else tokens
+        return tokens if stages is None else (tokens, [stage[rows, rank] for stage in stages])
 
     return {"patch_drop_rate": 0.0, "forward_features": forward_features}
 
