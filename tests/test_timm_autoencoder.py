@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 timm = pytest.importorskip("timm", reason="needs the extra 'timm'")
 
@@ -163,6 +164,19 @@ def test_other_channels():
     assert mae(torch.randn(2, 2, 32, 32)).pred.shape == (2, 4, 512)
 
 
+def test_the_decoder_is_made_where_the_encoder_is():
+    encoder, images = small("eva02")
+    masking = AdversarialMasking(0.5, 8)
+    mae = MaskedAutoencoder(encoder.bfloat16(), masking, **DECODER)
+    assert {p.dtype for name, p in mae.named_parameters() if "masking" not in name} == {
+        torch.bfloat16
+    }
+    out = mae(images.bfloat16())
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    assert masking.network.layers[0].weight.grad.dtype == torch.float32
+
+
 def test_gain_of_a_given_mask():
     mae, images = build()
     out = mae(images)
@@ -296,5 +310,10 @@ def test_the_example_trains_on_photographs(photos, tmp_path):
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
     )
-    last = done.stdout.strip().splitlines()[-1]
+    *log, last = done.stdout.strip().splitlines()
+    assert len(log) == 4
     assert float(last.split("adversarial gain ")[1].split()[0]) > 1
+    encoder = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, patch_size=8, depth=4, num_classes=0
+    )
+    encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))

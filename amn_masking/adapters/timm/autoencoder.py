@@ -19,6 +19,8 @@ from amn_masking.meters import masked_mean
 from amn_masking.patches import patchify, unpatchify
 from amn_masking.strategies import MaskingStrategy
 
+MEAN_SQUARE = CombinedAdversarialLoss()
+
 
 class Output(NamedTuple):
     """One forward pass.
@@ -94,25 +96,30 @@ class MaskedAutoencoder(nn.Module):
         self.masking: Any = masking
         self.prefix: int = getattr(encoder, "num_prefix_tokens", 0)
         self.norm_pix = norm_pix
-        self.criterion = masking.loss or CombinedAdversarialLoss()
         check_one_token_per_patch(encoder)
         channels, width = channels_and_width(encoder)
         pixels = self.patch_size[0] * self.patch_size[1] * channels
         self.decoder_embed = nn.Linear(width, decoder_dim)
-        self.mask_token = nn.Parameter(torch.empty(decoder_dim))
+        self.mask_token = nn.Parameter(torch.zeros(decoder_dim))
         blocks = [Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)]
         self.decoder = nn.Sequential(*blocks, nn.LayerNorm(decoder_dim))
         self.decoder_pred = nn.Linear(decoder_dim, pixels)
-        self.init_decoder()
+        self.init_decoder(next(encoder.parameters()))
 
-    def init_decoder(self) -> None:
-        """The paper's: Xavier uniform for the linear layers (its appendix A.1)."""
+    def init_decoder(self, weight: Tensor) -> None:
+        """The paper's initial weights (its appendix A.1), on the device of ``weight``, its dtype."""
         nn.init.normal_(self.mask_token, std=0.02)
+        self.mask_token.data = self.mask_token.data.to(weight)
         for part in (self.decoder_embed, self.decoder, self.decoder_pred):
-            for module in part.modules():
+            for module in part.to(weight).modules():
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)
+
+    @property
+    def criterion(self) -> CombinedAdversarialLoss:
+        """What measures the error: the strategy's loss, or the mean square."""
+        return MEAN_SQUARE if self.masking.loss is None else self.masking.loss
 
     def forward(self, images: Tensor) -> Output:
         """The loss of ``(B, C, H, W)`` images under the strategy's mask."""
