@@ -267,7 +267,7 @@ def test_models_that_cannot_be_masked(name, message):
 
 
 def test_a_timm_that_cannot_hide_padding(monkeypatch):
-    """Before it took attn_mask there, as Eva up to 1.0.22."""
+    """Before it took attn_mask there, as Eva up to 1.0.25."""
     model, images = small("vit")
     stock = VisionTransformer.forward_features
     monkeypatch.setattr(VisionTransformer, "forward_features", lambda self, x: stock(self, x))

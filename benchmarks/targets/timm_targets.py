@@ -16,6 +16,7 @@ from amn_masking.adapters.timm import MaskedAutoencoder, patch_size
 from amn_masking.strategies import MaskingStrategy
 from benchmarks.targets.target import Step, Target
 
+SIZE = dict(patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
 DECODER = dict(decoder_dim=32, decoder_depth=1, decoder_heads=2)
 
 
@@ -36,7 +37,6 @@ class Encoder(Target):
     package = "timm"
     free_counts = True
     gate = True
-    size = dict(patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
 
     def all_tokens(self, model: nn.Module, images: Tensor) -> Tensor:
         return tokens_of(model, lambda: model.forward_features(images))[0]
@@ -57,7 +57,7 @@ class ViT(Encoder):
     name = "timm VisionTransformer"
 
     def build(self) -> nn.Module:
-        return VisionTransformer(img_size=32, **self.size)
+        return VisionTransformer(img_size=32, **SIZE)
 
 
 class ViTRegisters(Encoder):
@@ -65,14 +65,14 @@ class ViTRegisters(Encoder):
     prefix = 4
 
     def build(self) -> nn.Module:
-        return VisionTransformer(img_size=32, reg_tokens=3, no_embed_class=True, **self.size)
+        return VisionTransformer(img_size=32, reg_tokens=3, no_embed_class=True, **SIZE)
 
 
 class Eva02(Encoder):
     name = "timm Eva (EVA-02: rotary embeddings)"
 
     def build(self) -> nn.Module:
-        return Eva(img_size=32, use_rot_pos_emb=True, swiglu_mlp=True, **self.size)
+        return Eva(img_size=32, use_rot_pos_emb=True, swiglu_mlp=True, **SIZE)
 
 
 class NaFlex(Encoder):
@@ -81,7 +81,7 @@ class NaFlex(Encoder):
     image_size = (24, 40)
 
     def build(self) -> nn.Module:
-        return NaFlexVit(pos_embed_grid_size=(4, 4), global_pool="avg", **self.size)
+        return NaFlexVit(pos_embed_grid_size=(4, 4), global_pool="avg", **SIZE)
 
 
 class HieraUnits(Encoder):

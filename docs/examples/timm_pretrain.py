@@ -13,11 +13,9 @@ from amn_masking import AdversarialMasking
 from amn_masking.adapters.timm import MaskedAutoencoder
 from amn_masking.meters import adversarial_gain
 
-STEPS = 80
 folder = sys.argv[1] if len(sys.argv) > 1 else "data/photos/train"
 crop = T.RandomResizedCrop(64, scale=(0.2, 1.0))
-scale = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-photos = ImageFolder(folder, T.Compose([crop, T.RandomHorizontalFlip(), T.ToTensor(), scale]))
+photos = ImageFolder(folder, T.Compose([crop, T.ToTensor(), T.Normalize(0.5, 0.5)]))
 loader = torch.utils.data.DataLoader(photos, batch_size=16, shuffle=True, drop_last=True)
 
 name, shape = "vit_tiny_patch16_224", dict(img_size=64, patch_size=8, depth=4, num_classes=0)
@@ -26,7 +24,7 @@ masking = AdversarialMasking(mask_ratio=0.25, patch_size=8, network=dict(downsam
 model = MaskedAutoencoder(encoder, masking, decoder_dim=96, decoder_depth=1, decoder_heads=4)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
 
-for step in range(1, STEPS + 1):
+for step in range(1, 81):
     images, _ = next(iter(loader))
     out = model(images)
     optimizer.zero_grad()
