@@ -95,10 +95,11 @@ def test_patch_size_is_asked_of_the_model():
     assert patch_size(timm.create_model("eva02_tiny_patch14_224")) == (14, 14)
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_model_is_as_before_after_an_exception_too(name):
+def test_the_model_is_as_before_after_an_exception_too(name, training):
     model, images = small(name)
-    model.train()
+    model.train(training)
     patch_mask = some_mask(model, images)
     before = dict(vars(model))
     weights = list(model.state_dict())
@@ -113,7 +114,6 @@ def test_the_model_is_as_before_after_an_exception_too(name):
         model.forward_features(images)
     handle.remove()
     assert vars(model) == before
-    assert model.training
     with masked(model, patch_mask):
         model.forward_features(images)
     assert vars(model) == before

@@ -17,7 +17,6 @@ folder = sys.argv[1] if len(sys.argv) > 1 else "data/photos/train"
 crop = T.RandomResizedCrop(64, scale=(0.2, 1.0))
 photos = ImageFolder(folder, T.Compose([crop, T.ToTensor(), T.Normalize(0.5, 0.5)]))
 loader = torch.utils.data.DataLoader(photos, batch_size=16, shuffle=True, drop_last=True)
-
 name, shape = "vit_tiny_patch16_224", dict(img_size=64, patch_size=8, depth=4, num_classes=0)
 encoder = timm.create_model(name, **shape)
 masking = AdversarialMasking(mask_ratio=0.25, patch_size=8, network=dict(downsample=2))
@@ -35,6 +34,7 @@ for step in range(1, 81):
         print(f"step {step}: loss {out.loss:.3f}, adversarial gain {gain:.3f}", flush=True)
 
 masking.eval()  # the masks that the network likes best, without exploration noise
-gains = [adversarial_gain(partial(model.patch_error, x), masking(x)) for x, _ in loader]
+views = [images for _ in range(4) for images, _ in loader]
+gains = [adversarial_gain(partial(model.patch_error, x), masking(x)) for x in views]
 save_file(encoder.state_dict(), "encoder.safetensors")
 print(f"adversarial gain {sum(gains) / len(gains):.3f} without noise; wrote encoder.safetensors")

@@ -107,7 +107,7 @@ class MaskedAutoencoder(nn.Module):
         self.init_decoder(next(encoder.parameters()))
 
     def init_decoder(self, weight: Tensor) -> None:
-        """The paper's initial weights (its appendix A.1), with the dtype and device of ``weight``."""
+        """The paper's initial weights (appendix A.1), with the dtype of ``weight``, where it is."""
         nn.init.normal_(self.mask_token, std=0.02)
         self.mask_token.data = self.mask_token.data.to(weight)
         for part in (self.decoder_embed, self.decoder, self.decoder_pred):
