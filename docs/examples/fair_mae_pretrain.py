@@ -1,4 +1,4 @@
-"""python docs/examples/fair_mae_pretrain.py [FOLDER]  (benchmarks/photos.py writes one)."""
+"""The reference MAE's interface, learned masks: fair_mae_pretrain.py [FOLDER of train/*/*]."""
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""Pre-train a small ViT of timm on a folder of images: python timm_pretrain.py [FOLDER]"""
+"""Pre-train a small ViT of timm with learned masks: timm_pretrain.py [FOLDER of train/*/*]."""
 
 import sys
 from functools import partial
@@ -13,7 +13,7 @@ from amn_masking import AdversarialMasking
 from amn_masking.adapters.timm import MaskedAutoencoder
 from amn_masking.meters import adversarial_gain
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "data/photos/train"
+folder = [*sys.argv, "data/photos"][1] + "/train"
 crop = T.RandomResizedCrop(64, scale=(0.2, 1.0))
 photos = ImageFolder(folder, T.Compose([crop, T.ToTensor(), T.Normalize(0.5, 0.5)]))
 loader = torch.utils.data.DataLoader(photos, batch_size=16, shuffle=True, drop_last=True)
