@@ -176,7 +176,7 @@ def visible_tokens(encoder: nn.Module, patch_mask: PatchMask) -> dict[str, Any]:
         if features.shape[1] != prefix + patch_mask.num_visible:
             raise ValueError(
                 f"{type(encoder).__name__} of timm {timm.__version__} encoded {features.shape[1]} "
-                f"tokens instead of {prefix + patch_mask.num_visible}: it goes past its patch_drop; "
+                f"tokens instead of {prefix + patch_mask.num_visible}: patch_drop is left out; "
                 "take timm 1.0.20 or newer"
             )
         return features
