@@ -278,3 +278,18 @@ def test_a_timm_that_cannot_hide_padding(monkeypatch):
         pytest.raises(ValueError, match="take a newer timm, or threshold"),
     ):
         model.forward_features(images)
+
+
+def test_a_timm_that_goes_past_its_patch_dropout(monkeypatch):
+    """As NaFlexVit did in timm 1.0.16."""
+    model, images = small("vit")
+
+    def all_tokens(self, x):
+        return self.norm(self.blocks(self._pos_embed(self.patch_embed(x))))
+
+    monkeypatch.setattr(VisionTransformer, "forward_features", all_tokens)
+    with (
+        masked(model, some_mask(model, images)),
+        pytest.raises(ValueError, match="encoded 17 tokens instead of 6"),
+    ):
+        model.forward_features(images)

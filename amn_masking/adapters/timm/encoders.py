@@ -172,7 +172,14 @@ def visible_tokens(encoder: nn.Module, patch_mask: PatchMask) -> dict[str, Any]:
         # does; the modules below keep theirs.
         flag = {"training": True} if isinstance(encoder, NaFlexVit) else {}
         with overridden(encoder, flag):
-            return forward(*args, **kwargs)
+            features = forward(*args, **kwargs)
+        if features.shape[1] != prefix + patch_mask.num_visible:
+            raise ValueError(
+                f"{type(encoder).__name__} of timm {timm.__version__} encoded {features.shape[1]} "
+                f"tokens instead of {prefix + patch_mask.num_visible}: patch_drop is left out; "
+                "take timm 1.0.20 or newer"
+            )
+        return features
 
     return {"patch_drop": patch_drop, "forward_features": forward_features}
 
