@@ -34,7 +34,7 @@ for step in range(1, 81):
         print(f"step {step}: loss {out.loss:.3f}, adversarial gain {gain:.3f}", flush=True)
 
 masking.eval()  # the masks that the network likes best, without exploration noise
-views = [images for _ in range(4) for images, _ in loader]
+views = [next(iter(loader))[0] for _ in range(8)]
 gains = [adversarial_gain(partial(model.patch_error, x), masking(x)) for x in views]
 save_file(encoder.state_dict(), "encoder.safetensors")
 print(f"adversarial gain {sum(gains) / len(gains):.3f} without noise; wrote encoder.safetensors")
