@@ -1,0 +1,132 @@
+"""What the study runs: recipes, and experiments as lists of settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a masked autoencoder is trained and probed on one data set.
+
+    Attributes:
+        data: one of ``data.DATA``.
+        side: of the images, in pixels.
+        channels: of the images.
+        patch: side of a patch, in pixels.
+        width, layers, heads: of the encoder.
+        decoder_width, decoder_layers: of the decoder.
+        epochs: over the training images.
+        batch: images.
+        lr: at its highest, of AdamW.
+        norm_pix: whether each patch of the target is normalised by itself.
+        probe_c: inverse strength of the linear probe's regularisation.
+    """
+
+    data: str
+    side: int
+    channels: int
+    patch: int
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    decoder_width: int = 32
+    decoder_layers: int = 1
+    epochs: int = 60
+    batch: int = 64
+    lr: float = 1e-3
+    norm_pix: bool = False
+    probe_c: float = 0.01
+
+
+RECIPES = {
+    "digits": Recipe("digits", side=28, channels=1, patch=7),
+    "clutter": Recipe("clutter", side=36, channels=3, patch=9),
+    "shapes": Recipe("shapes", side=36, channels=3, patch=9),
+    "digits8": Recipe("digits8", side=8, channels=1, patch=2, width=16, layers=1, epochs=2),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell of an experiment; with a seed, one run.
+
+    Attributes:
+        strategy: its name in tables.
+        recipe: how the autoencoder is trained.
+        masking: the config of a masking strategy; None where nothing is trained.
+        encoder: ``'trained'``; ``'untrained'``, as it was initialised; or ``'pixels'``, none.
+        lr_mult: factor on the learning rate for the masking network.
+    """
+
+    strategy: str
+    recipe: Recipe
+    masking: Mapping[str, Any] | None = field(default=None)
+    encoder: str = "trained"
+    lr_mult: float = 1.0
+
+    def to_json(self) -> str:
+        """All of it, in one order."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def random(recipe: Recipe, ratio: float) -> Setting:
+    return Setting("random", recipe, dict(type="RandomMasking", mask_ratio=ratio))
+
+
+CURRICULUM = dict(type="linear", start=-1.0, end=1.0)
+STRENGTHS: dict[str, Any] = {
+    "cooperative": -1.0, "frozen": 0.0, "adversarial": 1.0, "curriculum": CURRICULUM,
+}  # fmt: skip
+
+
+def learned(recipe: Recipe, ratio: float, strength: str, **options: Any) -> Setting:
+    masking = dict(
+        type="AdversarialMasking",
+        mask_ratio=ratio,
+        strength=STRENGTHS[strength],
+        network=dict(channels=16),
+    )
+    return Setting(strength, recipe, {**masking, **options})
+
+
+def recipe() -> list[Setting]:
+    """Is a random-mask MAE better than no training at all, on each data set?"""
+    return [
+        setting
+        for recipe in RECIPES.values()
+        if recipe.data != "digits8"
+        for setting in (
+            Setting("pixels", recipe, encoder="pixels"),
+            Setting("untrained", recipe, encoder="untrained"),
+            random(recipe, 0.75),
+        )
+    ]
+
+
+def grid() -> list[Setting]:
+    """Strength x ratio."""
+    settings = []
+    for recipe in RECIPES.values():
+        if recipe.data == "digits8":
+            continue
+        for ratio in (0.25, 0.5, 0.75):
+            settings.append(random(recipe, ratio))
+            settings += [learned(recipe, ratio, strength) for strength in STRENGTHS]
+    return settings
+
+
+def tiny() -> list[Setting]:
+    """Two strategies for two epochs: for tests, it shows nothing."""
+    recipe = RECIPES["digits8"]
+    return [
+        Setting("pixels", recipe, encoder="pixels"),
+        random(recipe, 0.75),
+        learned(recipe, 0.75, "adversarial"),
+    ]
+
+
+EXPERIMENTS = {"recipe": recipe, "grid": grid, "tiny": tiny}
