@@ -19,7 +19,6 @@ from amn_masking.knn import vote
 from amn_masking.mask import PatchMask
 from amn_masking.meters import (
     PositionMeter,
-    adversarial_gain,
     at_random,
     mask_distance,
     score_entropy,
@@ -29,29 +28,6 @@ from benchmarks.study.data import Data, Images
 
 Encode = Callable[[Tensor], np.ndarray]
 
-FEATURE_METRICS = (
-    "probe",
-    "knn",
-    "probe_occluded",
-    "probe_noise",
-    "probe_blur",
-    "probe_swapped",
-)
-MASK_METRICS = (
-    "score_auc",
-    "foreground_lift",
-    "noise_lift",
-    "adversarial_gain",
-    "random_mask_error",
-    "position_entropy",
-    "mask_distance",
-    "score_entropy",
-    "error_random_0.25",
-    "error_random_0.5",
-    "error_random_0.75",
-    "error_foreground_hidden",
-    "error_foreground_visible",
-)
 PROBE_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -132,7 +108,9 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
         "mask_distance": mask_distance(patch_mask.mask),
     }
     if images.noise is not None:
-        metrics["noise_lift"] = lift(patch_mask.mask, patch_share(images.centre(images.noise), patch))
+        metrics["noise_lift"] = lift(
+            patch_mask.mask, patch_share(images.centre(images.noise), patch)
+        )
     if patch_mask.patch_scores is not None:
         metrics["score_auc"] = ranking_auc(patch_mask.patch_scores, ink >= 0.1)
     if patch_mask.logits is not None:

@@ -1,4 +1,4 @@
-"""What the pictures of the study are made of: digits, shapes, textures and pieces of photographs."""
+"""What the pictures of the study are made of: digits, shapes, textures, photographs."""
 
 from __future__ import annotations
 

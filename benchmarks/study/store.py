@@ -9,8 +9,29 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.study.measures import FEATURE_METRICS, MASK_METRICS
-
+FEATURE_METRICS = (
+    "probe",
+    "knn",
+    "probe_occluded",
+    "probe_noise",
+    "probe_blur",
+    "probe_swapped",
+)
+MASK_METRICS = (
+    "score_auc",
+    "foreground_lift",
+    "noise_lift",
+    "adversarial_gain",
+    "random_mask_error",
+    "position_entropy",
+    "mask_distance",
+    "score_entropy",
+    "error_random_0.25",
+    "error_random_0.5",
+    "error_random_0.75",
+    "error_foreground_hidden",
+    "error_foreground_visible",
+)
 COSTS = ("steps", "seconds", "seconds_in_all", "flops_encoder", "flops_step")
 METRICS = FEATURE_METRICS + MASK_METRICS
 COLUMNS = (

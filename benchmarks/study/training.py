@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.study.data import MARGIN, Images
-from benchmarks.study.experiments import Recipe, Setting
+from benchmarks.study.experiments import Setting
 
 
 @DATASETS.register_module()
@@ -98,7 +98,7 @@ def model_config(setting: Setting) -> dict[str, Any]:
 
 
 def build(setting: Setting, seed: int) -> Any:
-    """The model at the start: for one seed and recipe the same autoencoder whatever the strategy."""
+    """The model at the start: by seed and recipe one autoencoder, whatever the strategy."""
     register_all_modules()
     torch.manual_seed(seed)
     model = MODELS.build(model_config(setting))
@@ -128,7 +128,9 @@ def make_runner(model: Any, images: Images, setting: Setting, seed: int, folder:
         ),
         optim_wrapper=dict(
             type="OptimWrapper",
-            optimizer=dict(type="AdamW", lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.05),
+            optimizer=dict(
+                type="AdamW", lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+            ),
             paramwise_cfg=dict(
                 custom_keys=dict(
                     ln=no_decay,
