@@ -17,7 +17,13 @@ from benchmarks.study.data import (
     shapes,
     split_of,
 )
-from benchmarks.study.pictures import SHAPES, half_photographs, photograph_crops, shape_ink
+from benchmarks.study.pictures import (
+    SHAPES,
+    half_photographs,
+    mnist,
+    photograph_crops,
+    shape_ink,
+)
 
 REPORT = FIRST_REPORT_SEED
 LABELS = np.repeat(np.arange(7), [50, 51, 52, 53, 54, 55, 5])
@@ -99,17 +105,22 @@ def test_the_foreground_of_clutter_is_what_stays_when_the_background_is_swapped(
     assert np.array_equal(data.test.labels, data.swapped.labels)
 
 
-def test_the_ink_of_clutter_is_the_digit():
+def test_the_ink_is_the_digit_anywhere_in_the_picture():
     needs("clutter")
-    ink = clutter(0).train.ink[:, 0]
-    plain = digits(0).train.ink[:, 0, MARGIN:-MARGIN, MARGIN:-MARGIN]
-    for index in (0, 777):
-        for place in (2 * index, 2 * index + 1):
+    train, _ = partition(mnist()[1], 0)
+    for ink in (digits(0).train.ink[:, 0], clutter(0).train.ink[:, 0]):
+        places = set()
+        for place in (0, 1, 1000, 1001):
+            digit = torch.from_numpy(mnist()[0][train[place // 2]])
             rows, columns = torch.nonzero(ink[place], as_tuple=True)
-            digit_rows, digit_columns = torch.nonzero(plain[index], as_tuple=True)
+            digit_rows, digit_columns = torch.nonzero(digit, as_tuple=True)
             assert torch.equal(rows - rows.min(), digit_rows - digit_rows.min())
             assert torch.equal(columns - columns.min(), digit_columns - digit_columns.min())
-            assert torch.equal(ink[place, rows, columns], plain[index, digit_rows, digit_columns])
+            assert torch.equal(ink[place, rows, columns], digit[digit_rows, digit_columns])
+            places.add((int(rows[0] - digit_rows[0]), int(columns[0] - digit_columns[0])))
+            assert MARGIN <= rows.min()
+            assert rows.max() < 36 + MARGIN
+        assert len(places) > 1
 
 
 def test_the_shapes_have_one_colour_and_the_noise_is_elsewhere():

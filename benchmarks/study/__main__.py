@@ -38,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.study.tables import write_all
 
         write_all(args.results)
+    else:
+        from benchmarks.study.smoke import rerun
+
+        rerun(args.jobs, args.results)
     return 0
 
 

