@@ -30,22 +30,22 @@ class Recipe:
     side: int
     channels: int
     patch: int
-    width: int = 64
-    layers: int = 3
+    width: int = 96
+    layers: int = 2
     heads: int = 4
-    decoder_width: int = 32
+    decoder_width: int = 48
     decoder_layers: int = 1
     epochs: int = 60
     batch: int = 64
     lr: float = 1e-3
     norm_pix: bool = False
-    probe_c: float = 0.01
+    probe_c: float = 0.1
 
 
 RECIPES = {
     "digits": Recipe("digits", side=36, channels=1, patch=9),
     "clutter": Recipe("clutter", side=36, channels=3, patch=9),
-    "shapes": Recipe("shapes", side=36, channels=3, patch=9),
+    "shapes": Recipe("shapes", side=36, channels=3, patch=9, epochs=25, lr=5e-3),
     "digits8": Recipe("digits8", side=8, channels=1, patch=2, width=16, layers=1, epochs=2),
 }
 SETS = ("digits", "clutter", "shapes")  # what the study reports on

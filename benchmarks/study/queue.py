@@ -9,6 +9,8 @@ from pathlib import Path
 from benchmarks.study import store
 from benchmarks.study.experiments import EXPERIMENTS, Setting
 
+CSVS = "study_*.csv"
+
 
 def csv_of(results: Path, experiment: str) -> Path:
     """Where an experiment's rows are."""
@@ -32,6 +34,8 @@ def run_all(
 ) -> None:
     """All runs of an experiment that have no row yet, seed by seed.
 
+    A run that another experiment has in the same folder is that run: its row is copied.
+
     Args:
         experiment: one of ``EXPERIMENTS``.
         seeds: of the runs.
@@ -40,14 +44,20 @@ def run_all(
         data: only these data sets.
     """
     path = csv_of(results, experiment)
-    done = {store.key(row) for row in store.read(path)}
-    todo = [
+    known = {store.key(row): row for file in results.glob(CSVS) for row in store.read(file)}
+    wanted = [
         (setting, seed)
         for seed in seeds
         for setting in EXPERIMENTS[experiment]()
-        if (setting.to_json(), str(seed)) not in done
-        and (data is None or setting.recipe.data in data)
+        if data is None or setting.recipe.data in data
     ]
+    todo = []
+    for setting, seed in wanted:
+        row = known.get((setting.to_json(), str(seed)))
+        if row is None:
+            todo.append((setting, seed))
+        else:
+            store.add(path, row | {"experiment": experiment})
     print(f"{experiment}: {len(todo)} runs to do", flush=True)
     # Started anew and not forked: torch's threads do not survive a fork.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
