@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(experiment: str, setting: Setting, seed: int) -> Row:
     """Train, measure, and say with what."""
     begin = time.perf_counter()
+    code = commit()  # before training, in which it may change
     torch.set_num_threads(1)
     quiet()
     recipe = setting.recipe
@@ -65,7 +66,7 @@ def run(experiment: str, setting: Setting, seed: int) -> Row:
         "settings": setting.to_json(),
         "software": software(),
         "hardware": hardware(),
-        "commit": commit(),
+        "commit": code,
     }
 
 
