@@ -93,6 +93,25 @@ def test_the_halves_of_a_photograph_share_no_pixel_and_crops_come_from_theirs():
         assert any((window == crop).all((2, 3, 4)).any() for window in windows)
 
 
+@pytest.mark.parametrize("seed", [0, REPORT])
+def test_tuning_and_reporting_see_other_halves_of_the_photographs(seed):
+    """Digits never reach the margin, so its upper rows are a strip of a photograph."""
+    needs("clutter")
+    strips = clutter(seed).test.pixels[:3, :, :MARGIN].movedim(1, -1) / 0.6
+    found = [
+        any(np.isclose(part, strip.numpy(), atol=1e-5).all((2, 3, 4)).any() for part in parts)
+        for half in (0, 1)
+        for parts in [
+            [
+                np.lib.stride_tricks.sliding_window_view(p, (MARGIN, 40, 3))[:, :, 0]
+                for p in half_photographs(half)
+            ]
+        ]
+        for strip in strips
+    ]
+    assert found == ([True] * 3 + [False] * 3 if seed == 0 else [False] * 3 + [True] * 3)
+
+
 def test_the_foreground_of_clutter_is_what_stays_when_the_background_is_swapped():
     needs("clutter")
     data = clutter(0)
@@ -118,7 +137,7 @@ def test_the_ink_is_the_digit_anywhere_in_the_picture():
             assert torch.equal(columns - columns.min(), digit_columns - digit_columns.min())
             assert torch.equal(ink[place, rows, columns], digit[digit_rows, digit_columns])
             places.add((int(rows[0] - digit_rows[0]), int(columns[0] - digit_columns[0])))
-            assert MARGIN <= rows.min()
+            assert rows.min() >= MARGIN
             assert rows.max() < 36 + MARGIN
         assert len(places) > 1
 
