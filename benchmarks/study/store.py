@@ -68,12 +68,15 @@ def add(path: Path, row: Row) -> bool:
         odd = sorted(set(row) ^ set(COLUMNS))
         raise ValueError(f"a row expected exactly the study's columns; too many or missing: {odd}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
         rows = read(path)
         if key(row) in {key(known) for known in rows}:
             return False
         write(path, [*rows, row])
+    finally:
+        os.close(folder)
     return True
 
 
