@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from amn_masking import PatchMask
 from benchmarks.study import store, tables
-from benchmarks.study.experiments import EXPERIMENTS, RECIPES, random
+from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
 from benchmarks.study.measures import lift, ranking_auc
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.tables import write_all
@@ -137,9 +137,29 @@ def test_the_tables_differences_are_by_seed():
     _, masked, learned = EXPERIMENTS["tiny"]()
     rows = [row("tiny", masked, s, 0.1 * s) for s in (1, 2, 3)]
     rows += [row("tiny", learned, s, 0.1 * s + 0.05) for s in (2, 3, 4)]
-    text = tables.comparison_table(rows)[-1]
+    text = tables.comparisons(rows, rows)[-1]
     assert "+0.050" in text
     assert text.endswith("| 2 |")
+
+
+def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
+    """Even where the report seeds would choose another."""
+    recipe = RECIPES["digits8"]
+    tuned = {("random", 0.5): 0.6, ("random", 0.75): 0.5, ("adversarial", 0.5): 0.4}
+    tuned |= {("adversarial", 0.75): 0.55}
+    reported = {("random", 0.5): 0.7, ("random", 0.75): 0.9, ("adversarial", 0.5): 0.95}
+    reported |= {("adversarial", 0.75): 0.8}
+    rows = {
+        first: [
+            row("grid", random(recipe, r) if s == "random" else learned(recipe, r, s), seed, probe)
+            for (s, r), probe in probes.items()
+            for seed in (first, first + 1)
+        ]
+        for first, probes in ((0, tuned), (100, reported))
+    }
+    text = tables.comparisons(rows[100], rows[0])
+    assert text[-1].startswith("| adversarial | 0.75 | 0.5 | +0.100 ")
+    assert "tuning seeds:" in text[-5]
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))

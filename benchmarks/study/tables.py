@@ -42,11 +42,11 @@ def write_all(results: Path) -> None:
     for experiment in EXPERIMENTS:
         rows = current(experiment, store.read(csv_of(results, experiment)))
         for split, words in SPLITS.items():
-            chosen = [row for row in rows if row["split"] == split]
-            for data in dict.fromkeys(row["data"] for row in chosen):
-                part = [row for row in chosen if row["data"] == data]
+            for data in dict.fromkeys(row["data"] for row in rows if row["split"] == split):
+                part = of_split(rows, split, data)
+                tuning = part if split == "tune" else of_split(rows, "tune", data)
                 lines += ["", f"## {experiment}, {data}, {words}", ""]
-                lines += section(part)
+                lines += section(part, tuning)
                 if len({cell(row)[1] for row in part} - {None}) > 1:
                     picture = f"study_{experiment}_{data}_{split}.png"
                     probe_against_ratio(by_cell(part, "probe"), results / picture)
@@ -59,6 +59,10 @@ def current(experiment: str, rows: Iterable[Row]) -> list[Row]:
     order = {setting.to_json(): place for place, setting in enumerate(EXPERIMENTS[experiment]())}
     known = [row for row in rows if row["settings"] in order]
     return sorted(known, key=lambda row: (order[row["settings"]], int(row["seed"])))
+
+
+def of_split(rows: Sequence[Row], split: str, data: str) -> list[Row]:
+    return [row for row in rows if row["split"] == split and row["data"] == data]
 
 
 def cell(row: Row) -> Cell:
@@ -75,7 +79,7 @@ def by_cell(rows: Sequence[Row], metric: str) -> dict[Cell, dict[int, float]]:
     return values
 
 
-def section(rows: Sequence[Row]) -> list[str]:
+def section(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
     """What the runs of one experiment on one data set, of one split, gave."""
     recipe = json.loads(rows[0]["settings"])["recipe"]
     lines = [
@@ -86,7 +90,7 @@ def section(rows: Sequence[Row]) -> list[str]:
     ]
     for columns in (ACCURACY, MASKS, ERRORS, COSTS):
         lines += [*metric_table(rows, columns), ""]
-    return lines + comparison_table(rows)
+    return lines[:-1] + comparisons(rows, tuning)
 
 
 def metric_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -98,8 +102,7 @@ def metric_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
         numbers = [values[column].get((strategy, ratio), {}) for column in columns]
         lines.append(
             line(
-                strategy,
-                "" if ratio is None else f"{ratio:g}",
+                *label((strategy, ratio)),
                 max(map(len, numbers)),
                 *(spread(list(number.values())) for number in numbers),
             )
@@ -107,31 +110,57 @@ def metric_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     return lines
 
 
-def comparison_table(rows: Sequence[Row], metric: str = "probe") -> list[str]:
-    """Each cell beside random masks of its own ratio, and of random's best ratio."""
-    values = by_cell(rows, metric)
-    randoms = {c: v for c, v in values.items() if c[0] == "random"}
-    if not randoms:
+def comparisons(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
+    """Probes beside random masks: of the same ratio, and each at the ratio that is best for it.
+
+    Args:
+        rows: whose probes are compared.
+        tuning: rows that choose the best ratios.
+    """
+    values, known = by_cell(rows, "probe"), by_cell(tuning, "probe")
+    best: dict[str, Cell] = {}
+    for one in sorted(known, key=lambda one: np.mean(list(known[one].values()))):
+        best[one[0]] = one
+    lines: list[str] = []
+    for title, pairs in (
+        ("Beside random masks of the same ratio:", [(one, ("random", one[1])) for one in values]),
+        (
+            "Each at its own best ratio, chosen on the tuning seeds"
+            + (" (these, so the best look better than they are):" if rows is tuning else ":"),
+            [(one, best["random"]) for one in best.values() if "random" in best],
+        ),
+    ):
+        lines += comparison_table(values, pairs, title)
+    return lines
+
+
+def comparison_table(
+    values: dict[Cell, dict[int, float]], pairs: Sequence[tuple[Cell, Cell]], title: str
+) -> list[str]:
+    """Differences of the probe by seed, for the pairs that have a seed in common."""
+    pairs = [
+        (one, other)
+        for one, other in pairs
+        if one[0] != "random" and set(values.get(one, {})) & set(values.get(other, {}))
+    ]
+    if not pairs:
         return []
-    best = max(randoms, key=lambda c: np.mean(list(randoms[c].values())))
-    pairs: list[tuple[Cell, Cell]] = []
-    for one in values:
-        if one[0] != "random":
-            same = ("random", one[1])
-            pairs += [(one, other) for other in dict.fromkeys((same, best)) if other in randoms]
-    pairs = [pair for pair in pairs if set(values[pair[0]]) & set(values[pair[1]])]
-    comparisons = [compare(values[one], values[other]) for one, other in pairs]
     lines = [
-        line("strategy", "ratio", "beside", "difference of the probe", "interval", "p, Holm", "n"),
+        "",
+        title,
+        "",
+        line(
+            "strategy", "ratio", "random's", "difference of the probe", "interval", "p, Holm", "n"
+        ),
         line(*["---"] * 7),
     ]
-    corrected = holm([comparison.p for comparison in comparisons])
-    for (one, other), comparison, p in zip(pairs, comparisons, corrected, strict=True):
+    found = [compare(values[one], values[other]) for one, other in pairs]
+    corrected = holm([comparison.p for comparison in found])
+    for (one, other), comparison, p in zip(pairs, found, corrected, strict=True):
         lines.append(
             line(
-                one[0],
-                "" if one[1] is None else f"{one[1]:g}",
-                f"random {other[1]:g}",
+                *label(one),
+                f"{other[1]:g}",
                 f"{comparison.mean:+.3f}",
                 interval(comparison),
                 "" if np.isnan(p) else f"{p:.3f}",
@@ -139,6 +168,11 @@ def comparison_table(rows: Sequence[Row], metric: str = "probe") -> list[str]:
             )
         )
     return lines
+
+
+def label(one: Cell) -> tuple[str, str]:
+    """A cell's strategy and ratio, for a table."""
+    return one[0], "" if one[1] is None else f"{one[1]:g}"
 
 
 def interval(comparison: Comparison) -> str:
