@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.study import store
+from benchmarks.study import smoke, store
 from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
 from benchmarks.study.measures import reference_masks
@@ -153,3 +153,18 @@ def test_a_row_of_other_columns_is_refused(tmp_path):
     row.pop("seed")
     with pytest.raises(ValueError, match=r"too many or missing: \['colour', 'seed'\]"):
         store.add(tmp_path / "x.csv", row)
+
+
+@pytest.mark.slow
+def test_smoke_runs_anew_and_says_what_it_found_beside_what_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(smoke, "EXPERIMENT", "tiny")
+    monkeypatch.setattr(smoke, "SEEDS", [0])
+    row = run("tiny", EXPERIMENTS["tiny"]()[1], 0)
+    store.add(tmp_path / "study_tiny.csv", row)
+    smoke.rerun(jobs=1, results=tmp_path)
+    out = capsys.readouterr().out
+    assert "3 runs to do" in out
+    assert f"random, seed 0: {row['probe']} now, {row['probe']} committed" in out
+    assert "adversarial, seed 0: " in out
+    assert "now, none committed" in out
+    assert len(store.read(tmp_path / "study_tiny.csv")) == 1
