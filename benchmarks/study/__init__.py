@@ -8,7 +8,7 @@
 (experiments.py) and seed that has no row in docs/results/study_EXPERIMENT.csv. It may be killed at
 any time and called again. Seeds below 100 are for tuning, the others for reports, on other images
 (data.py). ``tables`` writes docs/results/study.md and its figures from these files. ``smoke`` runs
-the smallest experiment anew in a folder of its own and prints its numbers beside the committed ones.
+the smallest experiment anew in a folder of its own and prints its numbers beside the committed.
 
 To study another strategy, or another option of one, add a ``Setting`` with its ``masking=`` config
 to an experiment. Settings are recorded with each row; tables take the rows of the settings that
