@@ -137,6 +137,7 @@ def test_two_processes_do_not_write_one_run_twice_nor_lose_a_row(tmp_path):
         "import sys; from pathlib import Path; from benchmarks.study import store\n"
         "for seed in range(20):\n"
         "    row = dict.fromkeys(store.COLUMNS, sys.argv[2]) | dict(settings='s', seed=str(seed))\n"
+        "    row['commit'] = 100_000 * 'c'\n"
         "    store.add(Path(sys.argv[1]), row)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -144,7 +145,13 @@ def test_two_processes_do_not_write_one_run_twice_nor_lose_a_row(tmp_path):
         subprocess.Popen([sys.executable, "-c", script, str(path), name], env=environment, cwd=ROOT)
         for name in "ab"
     ]
-    assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    seen = 0
+    while any(process.poll() is None for process in processes):
+        rows = store.read(path)  # never half of a file, or of a row
+        assert len(rows) >= seen
+        assert all(len(row["commit"]) == 100_000 for row in rows)
+        seen = len(rows)
+    assert [process.wait() for process in processes] == [0, 0]
     assert sorted(int(row["seed"]) for row in store.read(path)) == list(range(20))
 
 

@@ -137,6 +137,8 @@ def test_the_tables_differences_are_by_seed():
     _, masked, learned = EXPERIMENTS["tiny"]()
     rows = [row("tiny", masked, s, 0.1 * s) for s in (1, 2, 3)]
     rows += [row("tiny", learned, s, 0.1 * s + 0.05) for s in (2, 3, 4)]
+    rows += [row("tiny", replace(learned, strategy="stranger"), s, 0.9) for s in (7, 8)]
+    assert "stranger" not in "".join(tables.comparisons(rows, rows))
     text = tables.comparisons(rows, rows)[-1]
     assert "+0.050" in text
     assert text.endswith("| 2 |")
