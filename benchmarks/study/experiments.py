@@ -89,7 +89,8 @@ def learned(recipe: Recipe, ratio: float, strength: str, **options: Any) -> Sett
         type="AdversarialMasking",
         mask_ratio=ratio,
         strength=STRENGTHS[strength],
-        network=dict(channels=16),
+        # At the full resolution this network would cost more than the small autoencoder.
+        network=dict(channels=16, downsample=max(1, recipe.patch // 3)),
     )
     return Setting(strength, recipe, {**masking, **options})
 
