@@ -1,0 +1,49 @@
+"""The command line: ``python -m benchmarks.study``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Before torch: two runs go side by side, each with one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from benchmarks.study.experiments import EXPERIMENTS
+from benchmarks.study.queue import run_all
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description="A fair comparison of masking strategies."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="the runs of an experiment that have no row yet")
+    run.add_argument("experiment", choices=sorted(EXPERIMENTS))
+    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="100 and up: report")
+    run.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
+    run.add_argument("--data", nargs="+", help="only these data sets")
+    tables = commands.add_parser("tables", help="all tables and figures, from the CSV files")
+    smoke = commands.add_parser("smoke", help="the smallest experiment again, from end to end")
+    smoke.add_argument("--jobs", type=int, default=2)
+    for command in (run, tables, smoke):
+        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
+    args = parser.parse_args(arguments)
+    if args.command == "run":
+        run_all(args.experiment, args.seeds, args.jobs, args.results, args.data)
+    elif args.command == "tables":
+        from benchmarks.study.tables import write_all
+
+        write_all(args.results)
+    else:
+        from benchmarks.study.smoke import rerun
+
+        rerun(args.jobs, args.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

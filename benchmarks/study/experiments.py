@@ -1,0 +1,173 @@
+"""What the study runs: recipes, and experiments as lists of settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a masked autoencoder is trained and probed on one data set.
+
+    Attributes:
+        data: one of ``data.DATA``.
+        side: of the images, in pixels.
+        channels: of the images.
+        patch: side of a patch, in pixels.
+        width, layers, heads: of the encoder.
+        decoder_width, decoder_layers: of the decoder.
+        epochs: over the training images.
+        batch: images.
+        lr: at its highest, of AdamW.
+        norm_pix: whether each patch of the target is normalised by itself.
+        probe_c: inverse strength of the linear probe's regularisation.
+    """
+
+    data: str
+    side: int
+    channels: int
+    patch: int
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+    decoder_width: int = 48
+    decoder_layers: int = 1
+    epochs: int = 60
+    batch: int = 64
+    lr: float = 1e-3
+    norm_pix: bool = False
+    probe_c: float = 0.1
+
+
+RECIPES = {
+    "digits": Recipe("digits", side=36, channels=1, patch=9, epochs=50, lr=4e-3),
+    "clutter": Recipe("clutter", side=36, channels=3, patch=9, epochs=50, lr=4e-3),
+    "shapes": Recipe("shapes", side=36, channels=3, patch=9, epochs=25, lr=5e-3),
+    "digits8": Recipe("digits8", side=8, channels=1, patch=2, width=16, layers=1, epochs=2),
+}
+SETS = ("digits", "clutter", "shapes")  # what the study reports on
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell of an experiment; with a seed, one run.
+
+    Attributes:
+        strategy: its name in tables.
+        recipe: how the autoencoder is trained.
+        masking: the config of a masking strategy; None where nothing is trained.
+        encoder: ``'trained'``; ``'untrained'``, as it was initialised; or ``'pixels'``, none.
+        lr_mult: factor on the learning rate for the masking network.
+    """
+
+    strategy: str
+    recipe: Recipe
+    masking: Mapping[str, Any] | None = field(default=None)
+    encoder: str = "trained"
+    lr_mult: float = 1.0
+
+    def to_json(self) -> str:
+        """All of it, in one order."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def random(recipe: Recipe, ratio: float) -> Setting:
+    return Setting("random", recipe, dict(type="RandomMasking", mask_ratio=ratio))
+
+
+CURRICULUM = dict(type="linear", start=-1.0, end=1.0)
+STRENGTHS: dict[str, Any] = {
+    "cooperative": -1.0, "frozen": 0.0, "adversarial": 1.0, "curriculum": CURRICULUM,
+}  # fmt: skip
+
+
+def learned(recipe: Recipe, ratio: float, strength: str, **options: Any) -> Setting:
+    masking = dict(
+        type="AdversarialMasking",
+        mask_ratio=ratio,
+        strength=STRENGTHS[strength],
+        # At the full resolution this network would cost more than the small autoencoder.
+        network=dict(channels=16, downsample=max(1, recipe.patch // 3)),
+    )
+    return Setting(strength, recipe, {**masking, **options})
+
+
+def recipe() -> list[Setting]:
+    """Is a random-mask MAE better than no training at all, on each data set?"""
+    return [
+        setting
+        for data in SETS
+        for setting in (
+            Setting("pixels", RECIPES[data], encoder="pixels"),
+            Setting("untrained", RECIPES[data], encoder="untrained"),
+            random(RECIPES[data], 0.5),
+        )
+    ]
+
+
+def grid() -> list[Setting]:
+    """Strength x ratio."""
+    return [
+        setting
+        for data in SETS
+        for ratio in (0.25, 0.5, 0.75)
+        for setting in (
+            random(RECIPES[data], ratio),
+            *(learned(RECIPES[data], ratio, strength) for strength in STRENGTHS),
+        )
+    ]
+
+
+# What each guard of the adversary is there for, by taking it away.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "": dict(),
+    ", free logits": dict(standardise=False),
+    ", no noise": dict(estimator=dict(type="straight_through", noise=0.0)),
+    ", random share 0.3": dict(random_share=0.3),
+    ", random share 0.6": dict(random_share=0.6),
+    ", lambda 0": dict(loss=dict(lambda_adv=0.0)),
+    ", gumbel": dict(estimator=dict(type="gumbel")),
+    ", score_function": dict(estimator=dict(type="score_function")),
+    ", ranking": dict(estimator=dict(type="ranking")),
+}
+
+
+def ablation() -> list[Setting]:
+    """The adversary at one ratio, with one thing changed at a time."""
+    settings = []
+    for data in SETS:
+        recipe, ratio = RECIPES[data], 0.5
+        settings.append(random(recipe, ratio))
+        for name, options in ABLATIONS.items():
+            setting = learned(recipe, ratio, "adversarial", **options)
+            settings.append(replace(setting, strategy=f"adversarial{name}"))
+        plain = learned(recipe, ratio, "adversarial")
+        settings += [
+            replace(plain, strategy=f"adversarial, lr x {factor:g}", lr_mult=factor)
+            for factor in (0.1, 10.0)
+        ]
+    return settings
+
+
+def smoke() -> list[Setting]:
+    """The smallest of the grid, to be run again anywhere."""
+    recipe = RECIPES["shapes"]
+    return [random(recipe, 0.75), learned(recipe, 0.75, "cooperative")]
+
+
+def tiny() -> list[Setting]:
+    """Two strategies for two epochs: for tests, it shows nothing."""
+    recipe = RECIPES["digits8"]
+    return [
+        Setting("pixels", recipe, encoder="pixels"),
+        random(recipe, 0.75),
+        learned(recipe, 0.75, "adversarial"),
+    ]
+
+
+EXPERIMENTS = {
+    "recipe": recipe, "grid": grid, "ablation": ablation, "smoke": smoke, "tiny": tiny,
+}  # fmt: skip

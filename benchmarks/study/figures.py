@@ -1,0 +1,38 @@
+"""Figures of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def probe_against_ratio(
+    values: Mapping[tuple[str, float | None], Mapping[int, float]], path: Path
+) -> None:
+    """One curve per strategy, a dot per seed; a line across for what has no mask ratio."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for strategy in dict.fromkeys(name for name, _ in values):
+        points = sorted(
+            (ratio, list(by_seed.values()))
+            for (name, ratio), by_seed in values.items()
+            if name == strategy and ratio is not None
+        )
+        if not points:
+            level = np.mean(list(values[strategy, None].values()))
+            axes.axhline(level, linestyle=":", color="grey")
+            axes.annotate(strategy, (0.01, level), xycoords=("axes fraction", "data"), va="bottom")
+            continue
+        ratios = [ratio for ratio, _ in points]
+        (curve,) = axes.plot(ratios, [np.mean(v) for _, v in points], marker="o", label=strategy)
+        for ratio, numbers in points:
+            axes.scatter([ratio] * len(numbers), numbers, s=8, color=curve.get_color())
+    axes.set(xlabel="mask ratio", ylabel="linear probe, accuracy")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,70 @@
+"""An experiment's runs, side by side, each once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmarks.study import store
+from benchmarks.study.experiments import EXPERIMENTS, Setting
+
+CSVS = "study_*.csv"
+
+
+def csv_of(results: Path, experiment: str) -> Path:
+    """Where an experiment's rows are."""
+    return results / f"study_{experiment}.csv"
+
+
+def run_one(experiment: str, setting: Setting, seed: int, path: Path) -> str:
+    """In a process of its own: run, write the row, and say so in a line."""
+    from benchmarks.study.runs import run
+
+    row = run(experiment, setting, seed)
+    store.add(path, row)
+    return (
+        f"{row['data']:8} {row['strategy']:20} seed {seed:3} probe {row['probe']:6} "
+        f"knn {row['knn']:6} {float(row['seconds_in_all']):.0f} s"
+    )
+
+
+def run_all(
+    experiment: str, seeds: list[int], jobs: int, results: Path, data: list[str] | None = None
+) -> None:
+    """All runs of an experiment that have no row yet, seed by seed.
+
+    A run that another experiment has in the same folder is that run: its row is copied.
+
+    Args:
+        experiment: one of ``EXPERIMENTS``.
+        seeds: of the runs.
+        jobs: processes; a run has one thread.
+        results: folder of the CSV files.
+        data: only these data sets.
+    """
+    path = csv_of(results, experiment)
+    known = {store.key(row): row for file in results.glob(CSVS) for row in store.read(file)}
+    wanted = [
+        (setting, seed)
+        for seed in seeds
+        for setting in EXPERIMENTS[experiment]()
+        if data is None or setting.recipe.data in data
+    ]
+    todo = []
+    for setting, seed in wanted:
+        row = known.get((setting.to_json(), str(seed)))
+        if row is None:
+            todo.append((setting, seed))
+        else:
+            store.add(path, row | {"experiment": experiment})
+    print(f"{experiment}: {len(todo)} runs to do", flush=True)
+    # Started anew and not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run_one, experiment, *run, path) for run in todo]
+        try:
+            for count, future in enumerate(as_completed(futures), 1):
+                print(f"{count}/{len(todo)}  {future.result()}", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,94 @@
+"""CSV files of runs: each run once, a row at once or not at all."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+FEATURE_METRICS = (
+    "probe",
+    "knn",
+    "probe_occluded",
+    "probe_noise",
+    "probe_blur",
+    "probe_swapped",
+)
+MASK_METRICS = (
+    "score_auc",
+    "foreground_lift",
+    "noise_lift",
+    "adversarial_gain",
+    "random_mask_error",
+    "position_entropy",
+    "mask_distance",
+    "score_entropy",
+    "error_random_0.25",
+    "error_random_0.5",
+    "error_random_0.75",
+    "error_foreground_hidden",
+    "error_foreground_visible",
+)
+COSTS = ("steps", "seconds", "seconds_in_all", "flops_encoder", "flops_step")
+METRICS = FEATURE_METRICS + MASK_METRICS
+COLUMNS = (
+    "experiment", "data", "strategy", "seed", "split", *METRICS, *COSTS, "settings", "software",
+    "hardware", "commit",
+)  # fmt: skip
+
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def key(row: Row) -> tuple[str, str]:
+    """What makes a run that run: its settings and its seed."""
+    return row["settings"], row["seed"]
+
+
+def add(path: Path, row: Row) -> bool:
+    """Add a row, unless that run is there already; whether it was added.
+
+    The file is written anew beside its place and moved there, under a lock, so that neither a kill
+    nor a second process leaves half a row, two rows of one run, or loses one.
+
+    Raises:
+        ValueError: other columns than ``COLUMNS``.
+    """
+    if set(row) != set(COLUMNS):
+        odd = sorted(set(row) ^ set(COLUMNS))
+        raise ValueError(f"a row expected exactly the study's columns; too many or missing: {odd}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+        rows = read(path)
+        if key(row) in {key(known) for known in rows}:
+            return False
+        write(path, [*rows, row])
+    finally:
+        os.close(folder)
+    return True
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """All rows of a file, at once."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,176 @@
+"""A masked autoencoder of mmpretrain, trained by mmengine's Runner on images in memory."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from typing import Any
+
+import torch
+from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from mmpretrain.utils import register_all_modules
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from benchmarks.study.data import MARGIN, Images
+from benchmarks.study.experiments import Setting
+
+
+@DATASETS.register_module()
+class InMemoryImages(Dataset):
+    """Training pictures, a random crop of each at every visit, a batch at a time.
+
+    Args:
+        images: with their margin.
+        seed: of the crops. They have a generator of their own, so that strategies that draw more
+            or fewer random numbers see the same crops.
+    """
+
+    def __init__(self, images: Images, seed: int) -> None:
+        self.pixels = images.pixels
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raise TypeError("pictures are read by the batch: use a loader that calls __getitems__")
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        side = self.pixels.shape[-1] - 2 * MARGIN
+        corner = torch.randint(2 * MARGIN + 1, (2, len(indices), 1), generator=self.generator)
+        rows, columns = corner + torch.arange(side)
+        which = torch.tensor(indices)[:, None, None]
+        # Channels last while indexing: three index tensors side by side give (B, S, S, C).
+        crops = self.pixels.movedim(1, -1)[which, rows[:, :, None], columns[:, None, :]]
+        return {"inputs": crops.movedim(-1, 1).contiguous(), "data_samples": []}
+
+
+@FUNCTIONS.register_module()
+def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The collate function for batches that are batches already."""
+    return batch
+
+
+def model_config(setting: Setting) -> dict[str, Any]:
+    """The model of a setting; ``amn_masking.MAE`` with its strategy."""
+    recipe = setting.recipe
+    return dict(
+        type="amn_masking.MAE",
+        data_preprocessor=dict(type="SelfSupDataPreprocessor"),
+        backbone=dict(
+            type="MAEViT",
+            arch=dict(
+                embed_dims=recipe.width,
+                num_layers=recipe.layers,
+                num_heads=recipe.heads,
+                feedforward_channels=4 * recipe.width,
+            ),
+            img_size=recipe.side,
+            patch_size=recipe.patch,
+            patch_cfg=dict(in_channels=recipe.channels),
+        ),
+        neck=dict(
+            type="MAEPretrainDecoder",
+            num_patches=(recipe.side // recipe.patch) ** 2,
+            patch_size=recipe.patch,
+            in_chans=recipe.channels,
+            embed_dim=recipe.width,
+            decoder_embed_dim=recipe.decoder_width,
+            decoder_depth=recipe.decoder_layers,
+            decoder_num_heads=4,
+        ),
+        head=dict(
+            type="MAEPretrainHead",
+            norm_pix=recipe.norm_pix,
+            patch_size=recipe.patch,
+            in_channels=recipe.channels,
+            loss=dict(type="PixelReconstructionLoss", criterion="L2"),
+        ),
+        masking=None if setting.masking is None else dict(setting.masking),
+        init_cfg=[
+            dict(type="Xavier", layer="Linear", distribution="uniform"),
+            dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
+        ],
+    )
+
+
+def build(setting: Setting, seed: int) -> Any:
+    """The model at the start: by seed and recipe one autoencoder, whatever the strategy."""
+    register_all_modules()
+    torch.manual_seed(seed)
+    model = MODELS.build(model_config(setting))
+    torch.manual_seed(seed)
+    # The autoencoder's parts come before the strategy in the order of children, so they get the
+    # same random numbers.
+    model.init_weights()
+    return model
+
+
+def make_runner(model: Any, images: Images, setting: Setting, seed: int, folder: str) -> Runner:
+    """The Runner that trains ``model``; AdamW, a warm-up of a twentieth, then a cosine."""
+    recipe = setting.recipe
+    no_decay = dict(decay_mult=0.0)
+    warm_up = max(1, recipe.epochs // 20)
+    return Runner(
+        model=model,
+        work_dir=folder,
+        experiment_name=f"study-{uuid.uuid4().hex}",  # mmengine keeps its loggers by name
+        train_dataloader=dict(
+            batch_size=recipe.batch,
+            num_workers=0,
+            drop_last=True,
+            sampler=dict(type="DefaultSampler", shuffle=True, seed=seed),
+            collate_fn=dict(type="as_it_is"),
+            dataset=InMemoryImages(images, seed),
+        ),
+        optim_wrapper=dict(
+            type="OptimWrapper",
+            optimizer=dict(
+                type="AdamW", lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+            ),
+            paramwise_cfg=dict(
+                custom_keys=dict(
+                    ln=no_decay,
+                    bias=no_decay,
+                    pos_embed=no_decay,
+                    mask_token=no_decay,
+                    cls_token=no_decay,
+                    masking=dict(lr_mult=setting.lr_mult, decay_mult=0.0),
+                )
+            ),
+        ),
+        param_scheduler=[
+            dict(type="LinearLR", start_factor=0.01, end=warm_up, convert_to_iter_based=True),
+            dict(
+                type="CosineAnnealingLR",
+                T_max=recipe.epochs - warm_up,
+                begin=warm_up,
+                end=recipe.epochs,
+                convert_to_iter_based=True,
+            ),
+        ],
+        train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=recipe.epochs),
+        default_hooks=dict(logger=None, checkpoint=None),
+        visualizer=dict(type="Visualizer", vis_backends=[]),
+        default_scope="mmpretrain",
+        log_level="ERROR",
+        randomness=dict(seed=seed),
+    )
+
+
+def train(model: Any, images: Images, setting: Setting, seed: int) -> int:
+    """Train in place; the number of steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        runner = make_runner(model, images, setting, seed, folder)
+        runner.train()
+    return runner.iter
+
+
+@torch.no_grad()
+def features(model: Any, pixels: Tensor, batch: int = 250) -> Tensor:
+    """``(N, D)`` the mean over the patches of whole images, ``(N, C, S, S)``."""
+    model.eval()
+    return torch.cat([model.extract_feat(part)[0][:, 1:].mean(1) for part in pixels.split(batch)])

@@ -1,0 +1,177 @@
+"""The study from its command line, at a size that shows nothing but that it works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.study import smoke, store
+from benchmarks.study.data import load
+from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
+from benchmarks.study.measures import reference_masks
+from benchmarks.study.runs import run
+from benchmarks.study.training import InMemoryImages, build, features, make_runner
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = RECIPES["digits8"]
+
+
+def study(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "benchmarks.study", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_has_each_run_once(tmp_path):
+    path = tmp_path / "study_tiny.csv"
+    arguments = ("run", "tiny", "--seeds", "0", "100", "--jobs", "1", "--results", str(tmp_path))
+    process = study(*arguments)
+    while not store.read(path):
+        assert process.poll() is None, "ended without a row"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = store.read(path)
+    assert 1 <= len(before) < 6
+
+    out, _ = study(*arguments).communicate(timeout=200)
+    assert f"{6 - len(before)} runs to do" in out
+    rows = store.read(path)
+    assert rows[: len(before)] == before
+    assert len({store.key(row) for row in rows}) == len(rows) == 6
+    assert [row["split"] for row in rows] == ["tune"] * 3 + ["report"] * 3
+    trained = [row for row in rows if row["strategy"] != "pixels"]
+    assert all(float(row["probe"]) > 0.2 and float(row["steps"]) == 22 for row in trained)
+
+    out, _ = study(*arguments).communicate(timeout=200)
+    assert "0 runs to do" in out
+    assert store.read(path) == rows
+    assert study("tables", "--results", str(tmp_path)).wait(timeout=200) == 0
+    assert f"{float(rows[1]['probe']):.3f}" in (tmp_path / "study.md").read_text()
+
+
+def test_one_run_twice_has_the_same_numbers_whatever_ran_before():
+    setting = EXPERIMENTS["tiny"]()[2]
+    one = run("tiny", setting, 0)
+    run("tiny", random(TINY, 0.5), 1)
+    again = run("tiny", setting, 0)
+    assert {m: one[m] for m in store.METRICS} == {m: again[m] for m in store.METRICS}
+
+
+def test_strategies_of_one_seed_start_from_one_autoencoder_and_see_the_same_batches(tmp_path):
+    states, batches = [], []
+    for draws, setting in enumerate((random(TINY, 0.75), learned(TINY, 0.25, "adversarial"))):
+        model = build(setting, 3)
+        states.append({n: p for n, p in model.state_dict().items() if "masking" not in n})
+        runner = make_runner(model, load("digits8", 3).train, setting, 3, str(tmp_path))
+        runner.call_hook = lambda *args, **kwargs: None
+        seen = []
+        model.train_step = lambda data_batch, optim_wrapper, seen=seen, draws=draws: (
+            seen.append(data_batch["inputs"]),
+            torch.rand(draws),  # strategies draw more or fewer random numbers
+        )
+        runner.train()
+        batches.append(torch.cat(seen))
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert torch.equal(*batches)
+
+
+def test_training_crops_are_pieces_of_their_pictures():
+    images = load("digits8", 0).train
+    dataset = InMemoryImages(images, 0)
+    ids = [5, 0, 600]
+    crops = dataset.__getitems__(ids)["inputs"]
+    corners = set()
+    for crop, index in zip(crops, ids, strict=True):
+        found = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(images.pixels[index, :, y : y + 8, x : x + 8], crop)
+        ]
+        assert found
+        corners |= set(found)
+    assert len(corners) > 1
+
+
+def test_an_untrained_row_is_the_trained_ones_start():
+    """And features do not depend on the strategy's masks."""
+    pixels = load("digits8", 0).test.centre()
+    one = features(build(replace(random(TINY, 0.75), masking=None), 0), pixels)
+    model = build(random(TINY, 0.25), 0)
+    assert torch.equal(one, features(model, pixels))
+    assert torch.equal(one[7:9], features(model, pixels[7:9]))
+
+
+def test_reference_masks_hide_the_foreground_or_leave_it():
+    ink = torch.rand(20, 16, generator=torch.Generator().manual_seed(0))
+    masks = reference_masks(ink, (4, 4), seed=0)
+    hidden, visible = masks["foreground_hidden"].mask, masks["foreground_visible"].mask
+    assert torch.equal(hidden, 1 - visible)
+    assert (
+        ink[hidden == 1].view(20, 8).min(1).values > ink[hidden == 0].view(20, 8).max(1).values
+    ).all()
+    assert [int(masks[f"random_{r}"].mask[0].sum()) for r in (0.25, 0.5, 0.75)] == [4, 8, 12]
+
+
+def test_two_processes_do_not_write_one_run_twice_nor_lose_a_row(tmp_path):
+    path = tmp_path / "study_tiny.csv"
+    script = (
+        "import sys; from pathlib import Path; from benchmarks.study import store\n"
+        "for seed in range(20):\n"
+        "    row = dict.fromkeys(store.COLUMNS, sys.argv[2]) | dict(settings='s', seed=str(seed))\n"
+        "    row['commit'] = 100_000 * 'c'\n"
+        "    store.add(Path(sys.argv[1]), row)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(path), name], env=environment, cwd=ROOT)
+        for name in "ab"
+    ]
+    seen = 0
+    while any(process.poll() is None for process in processes):
+        rows = store.read(path)  # never half of a file, or of a row
+        assert len(rows) >= seen
+        assert all(len(row["commit"]) == 100_000 for row in rows)
+        seen = len(rows)
+    assert [process.wait() for process in processes] == [0, 0]
+    assert sorted(int(row["seed"]) for row in store.read(path)) == list(range(20))
+
+
+def test_a_row_of_other_columns_is_refused(tmp_path):
+    row = dict.fromkeys(store.COLUMNS, "") | {"colour": "red"}
+    row.pop("seed")
+    with pytest.raises(ValueError, match=r"too many or missing: \['colour', 'seed'\]"):
+        store.add(tmp_path / "x.csv", row)
+
+
+@pytest.mark.slow
+def test_smoke_runs_anew_and_says_what_it_found_beside_what_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(smoke, "EXPERIMENT", "tiny")
+    monkeypatch.setattr(smoke, "SEEDS", [0])
+    row = run("tiny", EXPERIMENTS["tiny"]()[1], 0)
+    store.add(tmp_path / "study_tiny.csv", row)
+    smoke.rerun(jobs=1, results=tmp_path)
+    out = capsys.readouterr().out
+    assert "3 runs to do" in out
+    assert f"random, seed 0: {row['probe']} now, {row['probe']} committed" in out
+    assert "adversarial, seed 0: " in out
+    assert "now, none committed" in out
+    assert len(store.read(tmp_path / "study_tiny.csv")) == 1

@@ -1,0 +1,175 @@
+"""The study's statistics beside slow references, and that what is compared belongs together."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from amn_masking import PatchMask
+from benchmarks.study import store, tables
+from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
+from benchmarks.study.measures import lift, ranking_auc
+from benchmarks.study.stats import compare, holm
+from benchmarks.study.tables import write_all
+
+p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+
+
+@given(p_values)
+def test_holm_rejects_what_its_steps_reject(p):
+    """Holm's own steps: the smallest against level / n, the next against level / (n - 1), ..."""
+    corrected = holm(p)
+    for level in (0.01, 0.05, 0.2, 0.7):
+        rejected, left = set(), sorted(range(len(p)), key=p.__getitem__)
+        while left and p[left[0]] * len(left) <= level:
+            rejected.add(left.pop(0))
+        assert {i for i, value in enumerate(corrected) if value <= level} == rejected
+
+
+@given(p_values)
+def test_holm_lies_between_no_correction_and_bonferroni(p):
+    for raw, corrected in zip(p, holm(p), strict=True):
+        assert raw <= corrected <= min(1.0, raw * len(p))
+
+
+def test_holm_leaves_out_what_was_not_tested():
+    assert holm([0.01, float("nan"), 0.04])[::2] == [0.02, 0.04]
+    assert np.isnan(holm([0.01, float("nan")])[1])
+
+
+def test_a_comparison_pairs_the_seeds():
+    """However much seeds differ, a constant difference stays one."""
+    one = {seed: seed + 0.25 for seed in (5, 1, 4, 3, 2, 9)}
+    other = {seed: float(seed) for seed in (1, 2, 3, 4, 5, 7)}
+    found = compare(one, other)
+    assert found.differences == (0.25,) * 5
+    assert (found.mean, found.low, found.high) == (0.25, 0.25, 0.25)
+
+
+def test_a_comparison_without_a_common_seed_is_refused():
+    with pytest.raises(ValueError, match="no seed in common"):
+        compare({1: 0.5}, {2: 0.5})
+
+
+def test_few_seeds_get_no_interval():
+    found = compare({s: 0.5 + s / 10 for s in range(4)}, dict.fromkeys(range(4), 0.4))
+    assert np.isnan([found.low, found.high, found.p]).all()
+
+
+def test_the_interval_and_p_beside_all_samples_with_replacement():
+    differences = np.array([0.03, 0.01, 0.04, -0.01, 0.05])
+    found = compare(dict(enumerate(differences)), dict.fromkeys(range(5), 0.0))
+    means = np.mean(list(itertools.product(differences, repeat=5)), axis=1)
+    # BCa moves the ends of the plain percentile interval, by little where the skew is small.
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.008)
+    assert found.high == pytest.approx(high, abs=0.008)
+    t = differences.mean() / (differences.std(ddof=1) / 5**0.5)
+    assert found.p == pytest.approx(2 * stats.t.sf(t, 4))
+
+
+@given(st.integers(0, 1000))
+def test_the_auc_of_patch_scores_is_the_mean_of_scikit_learns(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(4, (5, 9), generator=generator).float()  # with ties
+    positive = torch.rand(5, 9, generator=generator) < 0.4
+    positive[0] = True  # an image without a negative patch does not count
+    positive[1, :2] = torch.tensor([True, False])
+    both = [i for i in range(5) if positive[i].any() and not positive[i].all()]
+    slow = np.mean([roc_auc_score(positive[i], scores[i]) for i in both])
+    assert ranking_auc(scores, positive) == pytest.approx(slow, abs=1e-6)
+
+
+def test_lift_is_1_for_random_masks_and_more_for_masks_of_the_region():
+    share = torch.zeros(2000, 16)
+    share[torch.arange(2000), torch.arange(2000) % 16] = 0.5
+    noise = torch.rand(2000, 16, generator=torch.Generator().manual_seed(0))
+    masks = PatchMask.from_shuffle(noise.argsort(1), 12, (4, 4))
+    assert lift(masks.mask, share) == pytest.approx(1, abs=0.1)
+    assert lift((share > 0).float(), share) == pytest.approx(16)
+    assert lift((share == 0).float(), share) == 0
+
+
+def row(experiment: str, setting, seed: int, probe: float) -> store.Row:
+    return dict.fromkeys(store.COLUMNS, "") | {
+        "experiment": experiment,
+        "data": setting.recipe.data,
+        "strategy": setting.strategy,
+        "seed": str(seed),
+        "split": "tune" if seed < 100 else "report",
+        "settings": setting.to_json(),
+        "probe": str(probe),
+        "hardware": "a processor",
+    }
+
+
+def test_tuning_and_report_seeds_are_never_put_together(tmp_path):
+    settings = EXPERIMENTS["tiny"]()
+    rows = [row("tiny", s, seed, 0.1 if seed < 100 else 0.9) for s in settings for seed in (0, 100)]
+    store.write(tmp_path / "study_tiny.csv", rows)
+    write_all(tmp_path)
+    tuning, report = (tmp_path / "study.md").read_text().split("## tiny, digits8, report seeds")
+    assert "0.100" in tuning
+    assert "0.900" not in tuning
+    assert "0.900" in report
+    assert "0.100" not in report
+
+
+def test_rows_of_settings_that_are_no_more_are_left_out():
+    setting = random(RECIPES["digits8"], 0.75)
+    other = replace(setting, recipe=replace(setting.recipe, lr=0.123))
+    rows = [row("tiny", s, 0, 0.5) for s in (setting, other)]
+    assert [json.loads(r["settings"])["recipe"]["lr"] for r in tables.current("tiny", rows)] == [
+        setting.recipe.lr
+    ]
+
+
+def test_the_tables_differences_are_by_seed():
+    _, masked, learned = EXPERIMENTS["tiny"]()
+    rows = [row("tiny", masked, s, 0.1 * s) for s in (1, 2, 3)]
+    rows += [row("tiny", learned, s, 0.1 * s + 0.05) for s in (2, 3, 4)]
+    rows += [row("tiny", replace(learned, strategy="stranger"), s, 0.9) for s in (7, 8)]
+    assert "stranger" not in "".join(tables.comparisons(rows, rows))
+    text = tables.comparisons(rows, rows)[-1]
+    assert "+0.050" in text
+    assert text.endswith("| 2 |")
+
+
+def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
+    """Even where the report seeds would choose another."""
+    recipe = RECIPES["digits8"]
+    tuned = {("random", 0.5): 0.6, ("random", 0.75): 0.5, ("adversarial", 0.5): 0.4}
+    tuned |= {("adversarial", 0.75): 0.55}
+    reported = {("random", 0.5): 0.7, ("random", 0.75): 0.9, ("adversarial", 0.5): 0.95}
+    reported |= {("adversarial", 0.75): 0.8}
+    rows = {
+        first: [
+            row("grid", random(recipe, r) if s == "random" else learned(recipe, r, s), seed, probe)
+            for (s, r), probe in probes.items()
+            for seed in (first, first + 1)
+        ]
+        for first, probes in ((0, tuned), (100, reported))
+    }
+    text = tables.comparisons(rows[100], rows[0])
+    assert text[-1].startswith("| adversarial | 0.75 | 0.5 | +0.100 ")
+    assert "tuning seeds:" in text[-5]
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_no_experiment_has_a_setting_twice(name):
+    settings = [setting.to_json() for setting in EXPERIMENTS[name]()]
+    assert len(set(settings)) == len(settings)
+    labels = [
+        (s.recipe.data, s.strategy, (s.masking or {}).get("mask_ratio"))
+        for s in EXPERIMENTS[name]()
+    ]
+    assert len(set(labels)) == len(labels)
