@@ -1,7 +1,7 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples lint
+.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples study-tables study-smoke lint
 
 EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev
 PYTHON_ENV := .venv/bin/python
@@ -62,6 +62,12 @@ methods: env env-forks
 # Every adapter against every law of the contract: docs/results/adapters.md.
 adapters: env
 	$(PYTHON_ENV) -m benchmarks.contract
+
+# The tables of docs/results/study.md from the rows that are there; the smallest experiment anew.
+study-tables: env
+	$(PYTHON_ENV) -m benchmarks.study tables
+study-smoke: env
+	$(PYTHON_ENV) -m benchmarks.study smoke
 
 # Each example of docs/examples in an environment with its own extra alone (7 GB, made anew).
 examples: data/photos
