@@ -38,3 +38,10 @@ def test_ends_with_masks_that_are_harder_than_random(name, tmp_path, photos):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert float(re.findall(r"adversarial gain ([\d.]+)", done.stdout)[-1]) > 1
+    if name == "timm_pretrain":
+        import timm
+        from safetensors.torch import load_file
+
+        shape = dict(img_size=64, patch_size=8, depth=4, num_classes=0)
+        encoder = timm.create_model("vit_tiny_patch16_224", **shape)
+        encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
