@@ -168,8 +168,5 @@ def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
 def test_no_experiment_has_a_setting_twice(name):
     settings = [setting.to_json() for setting in EXPERIMENTS[name]()]
     assert len(set(settings)) == len(settings)
-    labels = [
-        (s.recipe.data, s.strategy, (s.masking or {}).get("mask_ratio"))
-        for s in EXPERIMENTS[name]()
-    ]
+    labels = [(s.recipe.data, s.strategy, tables.ratio_of(s.masking)) for s in EXPERIMENTS[name]()]
     assert len(set(labels)) == len(labels)

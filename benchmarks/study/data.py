@@ -167,7 +167,7 @@ def clutter(seed: int) -> Data:
 def shapes(seed: int) -> Data:
     """36 x 36, colour: one of six shapes over a texture, and a square of 9 x 9 pixels of noise.
 
-    3,000 to train on, 600 to test. Size, angle, place and colours say nothing about the shape. No
+    3,000 to train on, 1,800 to test. Size, angle, place and colours say nothing about the shape. No
     pixel of the noise is foreground; nothing can be learned from it.
     """
     rng = np.random.default_rng([3, seed])
@@ -195,7 +195,7 @@ def shapes(seed: int) -> Data:
         pixels = np.where(noise > 0, rng.random(pixels.shape, np.float32), pixels)
         return Images(*(torch.from_numpy(pixels), labels, *map(torch.from_numpy, (ink, noise))))
 
-    known, queries = drawn(3000), drawn(600)
+    known, queries = drawn(3000), drawn(1800)
     return Data(on_textures(*known), on_textures(*queries), on_textures(*queries))
 
 

@@ -48,7 +48,8 @@ RECIPES = {
     "shapes": Recipe("shapes", side=36, channels=3, patch=9, epochs=25, lr=5e-3),
     "digits8": Recipe("digits8", side=8, channels=1, patch=2, width=16, layers=1, epochs=2),
 }
-SETS = ("digits", "clutter", "shapes")  # what the study reports on
+SETS = ("digits", "clutter", "shapes")
+USABLE = ("digits", "shapes")  # where a random-mask MAE beats raw pixels and the untrained encoder
 
 
 @dataclass(frozen=True)
@@ -108,17 +109,47 @@ def recipe() -> list[Setting]:
     ]
 
 
+RATIOS = (0.125, 0.25, 0.375, 0.5, 0.75, 0.875)  # of 16 patches: 2 to 14 masked
+
+
 def grid() -> list[Setting]:
     """Strength x ratio."""
     return [
         setting
-        for data in SETS
-        for ratio in (0.25, 0.5, 0.75)
+        for data in USABLE
+        for ratio in RATIOS
         for setting in (
             random(RECIPES[data], ratio),
             *(learned(RECIPES[data], ratio, strength) for strength in STRENGTHS),
         )
     ]
+
+
+def others() -> list[Setting]:
+    """The other strategies and the controls, each at several ratios."""
+    settings = []
+    for data in USABLE:
+        recipe = RECIPES[data]
+        for ratio in (0.25, 0.5, 0.75):
+            adversarial = dict(learned(recipe, ratio, "adversarial").masking or {})
+            hard = dict(type="HardPatchMasking", network=adversarial["network"])
+            plain = dict(type="RandomMasking", mask_ratio=ratio)
+            around = (ratio - 0.2, ratio + 0.2)
+            configs: dict[str, dict[str, Any]] = {
+                "block": dict(type="BlockMasking", min_patches=2),
+                "color noise": dict(type="ColorNoiseMasking", color="green"),
+                "hard patches": hard,
+                "attention": dict(type="AttentionMasking"),
+                "attention, hint": dict(type="AttentionMasking", hint_share=0.3),
+                "oracle": dict(type="OracleMasking"),
+                "shuffled": dict(type="ShuffledMasking", masking=adversarial),
+                "random ratio": dict(type="RandomRatioMasking", masking=plain, ratio_range=around),
+            }
+            for name, config in configs.items():
+                if "masking" not in config:
+                    config["mask_ratio"] = ratio
+                settings.append(Setting(name, recipe, config))
+    return settings
 
 
 # What each guard of the adversary is there for, by taking it away.
@@ -169,5 +200,6 @@ def tiny() -> list[Setting]:
 
 
 EXPERIMENTS = {
-    "recipe": recipe, "grid": grid, "ablation": ablation, "smoke": smoke, "tiny": tiny,
+    "recipe": recipe, "grid": grid, "others": others, "ablation": ablation, "smoke": smoke,
+    "tiny": tiny,
 }  # fmt: skip

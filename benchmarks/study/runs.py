@@ -22,6 +22,7 @@ import amn_masking
 from benchmarks.study import measures, training
 from benchmarks.study.data import load, split_of
 from benchmarks.study.experiments import Setting
+from benchmarks.study.finetune import finetune
 from benchmarks.study.store import COLUMNS, Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,12 +50,15 @@ def run(experiment: str, setting: Setting, seed: int) -> Row:
 
     if setting.encoder == "trained":
         probe_c = recipe.probe_c
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         numbers["steps"] = training.train(model, data.train, setting, seed)
         numbers["seconds"] = time.perf_counter() - started
+        numbers["cpu_seconds"] = time.process_time() - used
         numbers |= measures.mask_metrics(model, data.test, recipe.patch, seed)
         numbers |= measures.step_flops(model, data.train.centre()[: recipe.batch])
     numbers |= measures.feature_metrics(encode, data, recipe.patch, probe_c, seed)
+    if setting.encoder != "pixels":
+        numbers["finetune"] = finetune(model, data, seed)  # the last, because it trains the model
     numbers["seconds_in_all"] = time.perf_counter() - begin
     row = dict.fromkeys(COLUMNS, "") | {name: f"{value:.6g}" for name, value in numbers.items()}
     return row | {

@@ -12,6 +12,7 @@ from pathlib import Path
 FEATURE_METRICS = (
     "probe",
     "knn",
+    "finetune",
     "probe_occluded",
     "probe_noise",
     "probe_blur",
@@ -32,7 +33,7 @@ MASK_METRICS = (
     "error_foreground_hidden",
     "error_foreground_visible",
 )
-COSTS = ("steps", "seconds", "seconds_in_all", "flops_encoder", "flops_step")
+COSTS = ("steps", "seconds", "cpu_seconds", "seconds_in_all", "flops_encoder", "flops_step")
 METRICS = FEATURE_METRICS + MASK_METRICS
 COLUMNS = (
     "experiment", "data", "strategy", "seed", "split", *METRICS, *COSTS, "settings", "software",

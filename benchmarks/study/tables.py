@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +18,21 @@ from benchmarks.study.store import Row
 
 Cell = tuple[str, float | None]  # a strategy and its mask ratio
 SPLITS = {"tune": "tuning seeds", "report": "report seeds"}
-ACCURACY = ("probe", "knn", "probe_occluded", "probe_noise", "probe_blur", "probe_swapped")
+ACCURACY = (
+    "probe",
+    "knn",
+    "finetune",
+    "probe_occluded",
+    "probe_noise",
+    "probe_blur",
+    "probe_swapped",
+)
 MASKS = (
     "score_auc", "foreground_lift", "noise_lift", "adversarial_gain", "random_mask_error",
     "position_entropy", "mask_distance", "score_entropy",
 )  # fmt: skip
 ERRORS = tuple(name for name in store.METRICS if name.startswith("error_"))
-COSTS = ("seconds", "flops_encoder", "flops_step")
+COSTS = ("cpu_seconds", "flops_encoder", "flops_step")
 
 
 def write_all(results: Path) -> None:
@@ -66,8 +75,14 @@ def of_split(rows: Sequence[Row], split: str, data: str) -> list[Row]:
 
 
 def cell(row: Row) -> Cell:
-    masking = json.loads(row["settings"])["masking"]
-    return row["strategy"], None if masking is None else masking.get("mask_ratio")
+    return row["strategy"], ratio_of(json.loads(row["settings"])["masking"])
+
+
+def ratio_of(masking: Mapping[str, Any] | None) -> float | None:
+    """The mask ratio in the config of a strategy, or in the one that it wraps; None without."""
+    while masking is not None and "masking" in masking:
+        masking = masking["masking"]
+    return None if masking is None else masking.get("mask_ratio")
 
 
 def by_cell(rows: Sequence[Row], metric: str) -> dict[Cell, dict[int, float]]:
