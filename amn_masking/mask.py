@@ -46,6 +46,11 @@ class PatchMask:
         score_map: ``(B, 1, H/d, W/d)`` in (0, 1), no gradient; ``d`` is the network's downsample.
         threshold: ``(B,)`` float32, each image's tau on the scale of ``scores``.
         random: ``(B, L)`` bool, True at masked patches drawn at random (``random_share``).
+        reward_scale: ``(B, L)`` float32, > 0, what the image's errors are divided by where they
+            reward the masking network; None for the errors themselves. Of the image, not of the
+            mask.
+        entropy: ``(B,)`` in [0, 1], of the logits, with a gradient that is *not* reversed; None
+            where no objective wants it.
         objective: the estimator's: takes the per-patch error ``(B, L)`` and this mask, gives a
             scalar of value 0 whose gradient, reversed, reaches the masking network.
         gate: whether :meth:`gather_visible` lets the gradient through visible tokens.
@@ -63,6 +68,8 @@ class PatchMask:
     score_map: Tensor | None = None
     threshold: Tensor | None = None
     random: Tensor | None = None
+    reward_scale: Tensor | None = None
+    entropy: Tensor | None = None
     objective: Callable[[Tensor, PatchMask], Tensor] | None = None
     gate: bool = False
 
@@ -239,4 +246,5 @@ class PatchMask:
     def detach(self) -> PatchMask:
         """The same mask without gradients."""
         logits = None if self.logits is None else self.logits.detach()
-        return replace(self, surrogate=self.mask, logits=logits)
+        entropy = None if self.entropy is None else self.entropy.detach()
+        return replace(self, surrogate=self.mask, logits=logits, entropy=entropy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amn_masking.mask import PatchMask
+from amn_masking.network import logit_entropy
 
 
 @torch.no_grad()
@@ -75,11 +75,8 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score_entropy(logits: Tensor) -> Tensor:
-    """How evenly an image's patches are liked: mean over the images of H(softmax(z)) / log L.
-
-    softmax(z) is the chance of each patch to be masked first when masks are drawn without
-    replacement. Like the masks, and unlike the entropy of each score by itself, it does not change
-    when one number is added to all logits of an image.
+    """How evenly an image's patches are liked: the mean over the images of
+    :func:`~amn_masking.network.logit_entropy`.
 
     Args:
         logits: ``(B, L)``, L >= 2.
@@ -87,9 +84,7 @@ def score_entropy(logits: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 1]: 1 where all patches are equal, 0 where one has all the weight.
     """
-    log_share = torch.log_softmax(logits.detach().float(), 1)
-    entropy = -(log_share.exp() * log_share).sum(1)
-    return (entropy / math.log(logits.shape[1])).mean()
+    return logit_entropy(logits.detach().float()).mean()
 
 
 @torch.no_grad()

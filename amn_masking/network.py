@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -132,3 +134,20 @@ def standardise_logits(logits: Tensor, temperature: float = 1.0, eps: float = 1e
     centred = logits - logits.mean(1, keepdim=True)
     spread = (centred.square().mean(1, keepdim=True) + eps**2).sqrt()
     return centred / (spread * temperature)
+
+
+def logit_entropy(logits: Tensor) -> Tensor:
+    """How evenly an image's patches are liked: H(softmax(z)) / log L, with its gradient.
+
+    softmax(z) is the chance of each patch to be masked first when masks are drawn without
+    replacement. Like the masks, and unlike the entropy of each score by itself, it does not change
+    when one number is added to all logits of an image.
+
+    Args:
+        logits: ``(B, L)``, L >= 2.
+
+    Returns:
+        ``(B,)`` in [0, 1]: 1 where all patches are equal, 0 where one has all the weight.
+    """
+    log_share = torch.log_softmax(logits, 1)
+    return -(log_share.exp() * log_share).sum(1) / math.log(logits.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -12,7 +13,14 @@ from torch import Tensor
 from amn_masking.estimators import ESTIMATORS, ScoreFunction
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
-from amn_masking.network import MaskingNetwork, pool_scores, standardise_logits, to_logits
+from amn_masking.network import (
+    MaskingNetwork,
+    logit_entropy,
+    pool_scores,
+    standardise_logits,
+    to_logits,
+)
+from amn_masking.rewards import REWARDS, reward_scale
 from amn_masking.schedules import as_schedule
 from amn_masking.strategies.base import MaskingStrategy
 from amn_masking.thresholds import THRESHOLDS, Difficulty
@@ -49,6 +57,13 @@ class AdversarialMasking(MaskingStrategy):
             order and not a scale. The specification has none: False, with
             ``threshold=dict(type='mean')``, is its loop to the letter.
         temperature: > 0, of the standardised logits; larger samples closer to uniform.
+        reward: ``'error'``, or ``'variance_normalised'``: each patch's error over the variance of
+            its pixels plus the image's mean of it, so that noise, which nobody can reconstruct,
+            pays no more than what is merely unknown. For targets in pixels; an error of targets
+            that are normalised patch by patch (MAE's ``norm_pix``) is relative already.
+        entropy_weight: >= 0, pulls the network towards patches that are liked evenly, whatever the
+            strength: minus this times the mean of H(softmax(z)) / log L joins the objective. With
+            standardised logits their spread is fixed and it has little left to do.
         gate: whether the masking network also gets the reversed reconstruction gradient through
             the visible tokens.
         loss: arguments of :class:`CombinedAdversarialLoss`, for codebases whose own loss stays as
@@ -70,12 +85,20 @@ class AdversarialMasking(MaskingStrategy):
         random_share: float | Mapping[str, Any] = 0.0,
         standardise: bool = True,
         temperature: float = 1.0,
+        reward: str = "error",
+        entropy_weight: float = 0.0,
         gate: bool = False,
         loss: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(patch_size)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if reward not in REWARDS:
+            raise ValueError(f"unknown reward {reward!r}; expected one of {sorted(REWARDS)}")
+        if not 0 <= entropy_weight < math.inf:
+            raise ValueError(
+                f"entropy_weight must be finite and cannot be negative, got {entropy_weight}"
+            )
         self.mask_ratio = check_mask_ratio(mask_ratio)
         self.network = build(network, {"MaskingNetwork": MaskingNetwork}, "network")
         self.threshold = build(threshold, THRESHOLDS, "threshold", mask_ratio=mask_ratio)
@@ -108,6 +131,8 @@ class AdversarialMasking(MaskingStrategy):
             )
         self.standardise = standardise
         self.temperature = temperature
+        self.reward = reward
+        self.entropy_weight = entropy_weight
         self.gate = gate
         self.set_progress(0.0, 0, 0)
 
@@ -140,6 +165,7 @@ class AdversarialMasking(MaskingStrategy):
             check_finite(logits)
             if self.standardise:
                 logits = standardise_logits(logits, self.temperature)
+            entropy = logit_entropy(logits) if self.entropy_weight else None
             logits = reverse_gradient(logits, self.strength)
             keys = logits.detach()
             if self.training:
@@ -154,15 +180,26 @@ class AdversarialMasking(MaskingStrategy):
         patch_mask.score_map = score_map.detach()
         patch_mask.threshold = torch.sigmoid(selection.tau.detach()).squeeze(1)
         patch_mask.random = selection.random
+        if self.reward == "variance_normalised":
+            patch_mask.reward_scale = reward_scale(images, grid)
+        patch_mask.entropy = entropy
         patch_mask.objective = self.objective
         patch_mask.gate = self.gate
         return patch_mask
 
     def objective(self, error: Tensor, patch_mask: PatchMask) -> Tensor:
-        """The estimator's objective; in a training step the threshold hears of the error."""
+        """The estimator's objective of the reward, less the entropy term; 0 in value.
+
+        In a training step the threshold hears of the error.
+        """
         if self.training and torch.is_grad_enabled():
             self.threshold.observe(error, patch_mask)
-        return self.estimator.objective(error, patch_mask)
+        scale = patch_mask.reward_scale
+        reward = error if scale is None else error.detach() / scale
+        objective = self.estimator.objective(reward, patch_mask)
+        if (entropy := patch_mask.entropy) is not None:
+            objective = objective - self.entropy_weight * (entropy - entropy.detach()).mean()
+        return objective
 
     def extra_repr(self) -> str:
         return f"strength={self.strength_schedule}, {super().extra_repr()}"

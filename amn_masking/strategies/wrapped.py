@@ -126,5 +126,6 @@ class ShuffledMasking(WrappedMasking):
             field.name: value[source]
             for field in fields(patch_mask)
             if isinstance(value := getattr(patch_mask, field.name), Tensor)
+            and field.name != "reward_scale"  # the error that it scales is of the image itself
         }
         return replace(patch_mask, **rows)

@@ -1,0 +1,133 @@
+"""What the masking network is paid for: rewards beside slow references, and the entropy term."""
+
+import pytest
+import torch
+
+from amn_masking.mask import PatchMask
+from amn_masking.network import logit_entropy
+from amn_masking.rewards import patch_variance, reward_scale
+from amn_masking.strategies import AdversarialMasking, ShuffledMasking
+
+
+def images(batch: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+def masking(**options: object) -> AdversarialMasking:
+    torch.manual_seed(0)
+    return AdversarialMasking(0.5, patch_size=8, network=dict(channels=4), **options)
+
+
+def gradient(strategy: AdversarialMasking, patch_mask: PatchMask, error: torch.Tensor):
+    objective = patch_mask.objective(error, patch_mask)
+    assert objective == 0
+    return torch.autograd.grad(objective, list(strategy.network.parameters()))
+
+
+def test_patch_variance_is_each_patch_s_own():
+    pictures = images()
+    found = patch_variance(pictures, (2, 3))
+    for row, picture in zip(found, pictures, strict=True):
+        for index, variance in enumerate(row):
+            top, left = 8 * (index // 3), 8 * (index % 3)
+            patch = picture[:, top : top + 8, left : left + 8].flatten(1)
+            expected = ((patch - patch.mean(1, keepdim=True)) ** 2).mean()
+            torch.testing.assert_close(variance, expected)
+
+
+def test_a_patch_known_by_its_mean_alone_pays_less_than_1():
+    # Noise, structure and nothing at all: the best constant has the variance as its error.
+    pictures = images()
+    pictures[0, :, :8] *= 100
+    pictures[1] = 0.5
+    error = patch_variance(pictures, (2, 3))
+    reward = error / reward_scale(pictures, (2, 3))
+    assert reward.isfinite().all()
+    assert (reward < 1).all()
+    assert (reward[1] == 0).all()
+    # Within an image the largest is at most twice the mean's, however loud the noise is.
+    assert reward[0].max() < 1
+    assert reward[0].max() > 0.5
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "score_function", "ranking"])
+def test_the_network_is_paid_the_scaled_error(estimator):
+    pictures = images()
+    error = torch.rand(4, 6)
+    plain = masking(estimator=dict(type=estimator))
+    scaled = masking(estimator=dict(type=estimator), reward="variance_normalised")
+    torch.manual_seed(1)
+    one = plain(pictures)
+    torch.manual_seed(1)
+    other = scaled(pictures)
+    assert torch.equal(one.mask, other.mask)
+    assert one.reward_scale is None
+    variance = patch_variance(pictures, (2, 3))
+    relative = error / (variance + variance.mean(1, keepdim=True))
+    expected, unscaled = gradient(plain, one, relative), gradient(plain, plain(pictures), error)
+    found = gradient(scaled, other, error)
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+    assert not all(torch.allclose(x, y) for x, y in zip(found, unscaled, strict=True))
+
+
+def test_the_threshold_hears_of_the_error_itself():
+    options = dict(threshold=dict(type="difficulty"), random_share=0.5)
+    seen = []
+    for reward in ("error", "variance_normalised"):
+        strategy = masking(reward=reward, **options)
+        patch_mask = strategy(images())
+        patch_mask.objective(torch.arange(24.0).reshape(4, 6), patch_mask)
+        seen.append(strategy.threshold.errors.clone())
+    assert seen[0].sum() > 0
+    assert torch.equal(*seen)
+
+
+def test_the_scale_stays_with_its_image_when_masks_are_shuffled():
+    strategy = ShuffledMasking(masking(reward="variance_normalised"))
+    assert torch.equal(strategy(images()).reward_scale, reward_scale(images(), (2, 3)))
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.0, 1.0])
+def test_the_entropy_term_evens_the_logits_whatever_the_strength(strength):
+    strategy = masking(strength=strength, standardise=False, entropy_weight=1.0)
+    pictures = images()
+    pictures[..., :8] += 8
+    with torch.no_grad():  # an uneven start
+        for layer in (0, 2, 4):
+            strategy.network.layers[layer].weight *= 4
+    optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)
+    entropies = []
+    for _ in range(20):
+        patch_mask = strategy(pictures)
+        entropies.append(float(logit_entropy(patch_mask.logits.detach()).mean()))
+        optimizer.zero_grad()
+        # Patches of one error: the estimator has nothing to say.
+        patch_mask.objective(torch.ones(4, 6), patch_mask).backward()
+        optimizer.step()
+    assert entropies[0] < 0.99
+    assert entropies[-1] > entropies[0] + 0.005
+
+
+def test_the_entropy_is_that_of_the_first_draw():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0], [0.0, 0.0, -50.0, -50.0]])
+    torch.testing.assert_close(logit_entropy(logits), torch.tensor([1.0, 0.0, 0.5]))
+
+
+def test_a_detached_mask_keeps_no_graph():
+    patch_mask = masking(entropy_weight=1.0)(images())
+    assert patch_mask.entropy.requires_grad
+    assert not patch_mask.detach().entropy.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (dict(reward="variance"), "unknown reward 'variance'; expected one of"),
+        (dict(entropy_weight=-1.0), "entropy_weight must be finite and cannot be negative"),
+        (dict(entropy_weight=float("nan")), "entropy_weight must be finite"),
+    ],
+)
+def test_bad_options_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        masking(**option)
