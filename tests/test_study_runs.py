@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.study import smoke, store
+from benchmarks.study import search, smoke, store
 from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
+from benchmarks.study.finetune import finetune
 from benchmarks.study.measures import reference_masks
+from benchmarks.study.queue import csv_of
 from benchmarks.study.runs import run
 from benchmarks.study.training import InMemoryImages, build, features, make_runner
 
@@ -175,3 +177,34 @@ def test_smoke_runs_anew_and_says_what_it_found_beside_what_is_there(tmp_path, m
     assert "adversarial, seed 0: " in out
     assert "now, none committed" in out
     assert len(store.read(tmp_path / "study_tiny.csv")) == 1
+
+
+def test_fine_tuning_beats_chance_and_depends_on_where_it_starts():
+    data = load("digits8", 0)
+    found = [finetune(build(random(TINY, 0.5), 0), data, seed=0) for _ in range(2)]
+    assert found[0] == found[1] > 0.2  # of ten classes
+    weakened = build(random(TINY, 0.5), 0)
+    for parameter in weakened.backbone.parameters():
+        parameter.data.zero_()
+    assert finetune(weakened, data, seed=0) < found[0] - 0.1
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_was_and_prunes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(search, "UNPRUNED", 1)
+    search.search("digits8", trials=2, jobs=1, results=tmp_path)
+    before = store.read(csv_of(tmp_path, "search"))
+    first = trials_of(capsys.readouterr().out)
+    search.search("digits8", trials=4, jobs=1, results=tmp_path)
+    rows = store.read(csv_of(tmp_path, "search"))
+    lines = trials_of(capsys.readouterr().out)
+    assert rows[: len(before)] == before
+    assert lines[:2] == first
+    assert len(lines) == 4
+    seeds = [2 if ", pruned: " in line else 4 for line in lines]
+    assert len(rows) == 4 + sum(seeds)  # and the random masks'
+    assert 2 in seeds
+
+
+def trials_of(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("trial ")]

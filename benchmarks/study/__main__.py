@@ -10,8 +10,8 @@ from pathlib import Path
 # Before torch: two runs go side by side, each with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks.study.experiments import EXPERIMENTS
-from benchmarks.study.queue import run_all
+from benchmarks.study.experiments import EXPERIMENTS, USABLE
+from benchmarks.study.queue import run_all, runs_of, workers
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
 
@@ -26,14 +26,24 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="100 and up: report")
     run.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
     run.add_argument("--data", nargs="+", help="only these data sets")
+    search = commands.add_parser("search", help="optuna over the learned mask, on tuning seeds")
+    search.add_argument("--data", default="shapes", choices=USABLE)
+    search.add_argument("--trials", type=int, default=24, help="the budget, 2 or 4 runs each (24)")
+    search.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
     tables = commands.add_parser("tables", help="all tables and figures, from the CSV files")
     smoke = commands.add_parser("smoke", help="the smallest experiment again, from end to end")
     smoke.add_argument("--jobs", type=int, default=2)
-    for command in (run, tables, smoke):
+    for command in (run, search, tables, smoke):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
     args = parser.parse_args(arguments)
     if args.command == "run":
-        run_all(args.experiment, args.seeds, args.jobs, args.results, args.data)
+        with workers(args.jobs) as pool:
+            wanted = runs_of(args.experiment, args.seeds, args.data)
+            run_all(args.experiment, wanted, pool, args.results)
+    elif args.command == "search":
+        from benchmarks.study.search import search as search_on
+
+        search_on(args.data, args.trials, args.jobs, args.results)
     elif args.command == "tables":
         from benchmarks.study.tables import write_all
 

@@ -80,6 +80,7 @@ def random(recipe: Recipe, ratio: float) -> Setting:
 
 
 CURRICULUM = dict(type="linear", start=-1.0, end=1.0)
+WARM_UP = dict(type="linear", start=0.0, end=1.0)
 STRENGTHS: dict[str, Any] = {
     "cooperative": -1.0, "frozen": 0.0, "adversarial": 1.0, "curriculum": CURRICULUM,
 }  # fmt: skip
@@ -108,6 +109,9 @@ def recipe() -> list[Setting]:
         )
     ]
 
+
+# Of random masks, by the grid's tuning seeds.
+RANDOM_BEST = {"digits": 0.5, "shapes": 0.5, "digits8": 0.5}
 
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.75, 0.875)  # of 16 patches: 2 to 14 masked
 
@@ -152,30 +156,39 @@ def others() -> list[Setting]:
     return settings
 
 
-# What each guard of the adversary is there for, by taking it away.
+# What each guard of the adversary is there for: taken away, or another one added.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "": dict(),
-    ", free logits": dict(standardise=False),
-    ", no noise": dict(estimator=dict(type="straight_through", noise=0.0)),
-    ", random share 0.3": dict(random_share=0.3),
-    ", random share 0.6": dict(random_share=0.6),
-    ", lambda 0": dict(loss=dict(lambda_adv=0.0)),
-    ", gumbel": dict(estimator=dict(type="gumbel")),
-    ", score_function": dict(estimator=dict(type="score_function")),
-    ", ranking": dict(estimator=dict(type="ranking")),
+    "no random share": dict(random_share=0.0),
+    "random share 0.5": dict(random_share=0.5),
+    "free logits": dict(standardise=False),
+    "free logits, entropy 0.1": dict(standardise=False, entropy_weight=0.1),
+    "free logits, entropy 1": dict(standardise=False, entropy_weight=1.0),
+    "no noise": dict(estimator=dict(type="straight_through", noise=0.0)),
+    "temperature 0.25": dict(temperature=0.25),
+    "temperature 4": dict(temperature=4.0),
+    "variance-normalised": dict(reward="variance_normalised"),
+    "warm-up": dict(strength=WARM_UP),
+    "difficulty 1.2": dict(threshold=dict(type="difficulty", target_gain=1.2)),
+    "lambda 0": dict(loss=dict(lambda_adv=0.0)),
+    "gumbel": dict(estimator=dict(type="gumbel")),
+    "score function": dict(estimator=dict(type="score_function")),
+    "ranking": dict(estimator=dict(type="ranking")),
 }
 
 
 def ablation() -> list[Setting]:
     """The adversary at one ratio, with one thing changed at a time."""
     settings = []
-    for data in SETS:
+    for data in USABLE:
         recipe, ratio = RECIPES[data], 0.5
         settings.append(random(recipe, ratio))
+        plain = learned(recipe, ratio, "adversarial", random_share=0.25)
         for name, options in ABLATIONS.items():
-            setting = learned(recipe, ratio, "adversarial", **options)
-            settings.append(replace(setting, strategy=f"adversarial{name}"))
-        plain = learned(recipe, ratio, "adversarial")
+            masking = {**(plain.masking or {}), **options}
+            strategy = f"adversarial, {name}" if name else "adversarial"
+            settings.append(replace(plain, strategy=strategy, masking=masking))
+        settings.append(learned(recipe, ratio, "cooperative", random_share=0.25))
         settings += [
             replace(plain, strategy=f"adversarial, lr x {factor:g}", lr_mult=factor)
             for factor in (0.1, 10.0)

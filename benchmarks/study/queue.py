@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,28 +30,42 @@ def run_one(experiment: str, setting: Setting, seed: int, path: Path) -> str:
     )
 
 
-def run_all(
-    experiment: str, seeds: list[int], jobs: int, results: Path, data: list[str] | None = None
-) -> None:
-    """All runs of an experiment that have no row yet, seed by seed.
+def workers(jobs: int) -> ProcessPoolExecutor:
+    """That many processes, of which a run takes one, with one thread."""
+    # Started anew and not forked: torch's threads do not survive a fork.
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
-    A run that another experiment has in the same folder is that run: its row is copied.
 
-    Args:
-        experiment: one of ``EXPERIMENTS``.
-        seeds: of the runs.
-        jobs: processes; a run has one thread.
-        results: folder of the CSV files.
-        data: only these data sets.
-    """
-    path = csv_of(results, experiment)
-    known = {store.key(row): row for file in results.glob(CSVS) for row in store.read(file)}
-    wanted = [
+def runs_of(
+    experiment: str, seeds: list[int], data: list[str] | None = None
+) -> list[tuple[Setting, int]]:
+    """The runs of one of ``EXPERIMENTS``, seed by seed; only of these data sets."""
+    return [
         (setting, seed)
         for seed in seeds
         for setting in EXPERIMENTS[experiment]()
         if data is None or setting.recipe.data in data
     ]
+
+
+def run_all(
+    experiment: str,
+    wanted: Sequence[tuple[Setting, int]],
+    pool: ProcessPoolExecutor,
+    results: Path,
+) -> None:
+    """All runs that have no row yet.
+
+    A run that another experiment has in the same folder is that run: its row is copied.
+
+    Args:
+        experiment: whose CSV file gets the rows.
+        wanted: settings and seeds.
+        pool: of processes.
+        results: folder of the CSV files.
+    """
+    path = csv_of(results, experiment)
+    known = {store.key(row): row for file in results.glob(CSVS) for row in store.read(file)}
     todo = []
     for setting, seed in wanted:
         row = known.get((setting.to_json(), str(seed)))
@@ -59,12 +74,10 @@ def run_all(
         else:
             store.add(path, row | {"experiment": experiment})
     print(f"{experiment}: {len(todo)} runs to do", flush=True)
-    # Started anew and not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_one, experiment, *run, path) for run in todo]
-        try:
-            for count, future in enumerate(as_completed(futures), 1):
-                print(f"{count}/{len(todo)}  {future.result()}", flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    futures = [pool.submit(run_one, experiment, *run, path) for run in todo]
+    try:
+        for count, future in enumerate(as_completed(futures), 1):
+            print(f"{count}/{len(todo)}  {future.result()}", flush=True)
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise

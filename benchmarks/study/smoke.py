@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.study import store
-from benchmarks.study.queue import csv_of, run_all
+from benchmarks.study.queue import csv_of, run_all, runs_of, workers
 from benchmarks.study.tables import current, write_all
 
 EXPERIMENT, SEEDS = "smoke", [0, 1]
@@ -21,7 +21,8 @@ def rerun(jobs: int, results: Path) -> None:
     """
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        run_all(EXPERIMENT, SEEDS, jobs, Path(folder))
+        with workers(jobs) as pool:
+            run_all(EXPERIMENT, runs_of(EXPERIMENT, SEEDS), pool, Path(folder))
         write_all(Path(folder))
         rows = current(EXPERIMENT, store.read(csv_of(Path(folder), EXPERIMENT)))
         table = (Path(folder) / "study.md").read_text()
