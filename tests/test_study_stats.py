@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from amn_masking import PatchMask
 from benchmarks.study import store, tables
-from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
+from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random, ratio_of
 from benchmarks.study.measures import lift, ranking_auc
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.tables import write_all
@@ -168,5 +168,5 @@ def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
 def test_no_experiment_has_a_setting_twice(name):
     settings = [setting.to_json() for setting in EXPERIMENTS[name]()]
     assert len(set(settings)) == len(settings)
-    labels = [(s.recipe.data, s.strategy, tables.ratio_of(s.masking)) for s in EXPERIMENTS[name]()]
+    labels = [(s.recipe.data, s.strategy, ratio_of(s.masking)) for s in EXPERIMENTS[name]()]
     assert len(set(labels)) == len(labels)

@@ -52,6 +52,13 @@ SETS = ("digits", "clutter", "shapes")
 USABLE = ("digits", "shapes")  # where a random-mask MAE beats raw pixels and the untrained encoder
 
 
+def ratio_of(masking: Mapping[str, Any] | None) -> float | None:
+    """The mask ratio in the config of a strategy, or in the one that it wraps; None without."""
+    while masking is not None and "masking" in masking:
+        masking = masking["masking"]
+    return None if masking is None else masking.get("mask_ratio")
+
+
 @dataclass(frozen=True)
 class Setting:
     """One cell of an experiment; with a seed, one run.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.study import store
-from benchmarks.study.experiments import EXPERIMENTS
+from benchmarks.study.experiments import EXPERIMENTS, ratio_of
 from benchmarks.study.figures import probe_against_ratio
 from benchmarks.study.queue import csv_of
 from benchmarks.study.stats import ENOUGH, Comparison, compare, holm
@@ -60,6 +59,7 @@ def write_all(results: Path) -> None:
                     picture = f"study_{experiment}_{data}_{split}.png"
                     probe_against_ratio(by_cell(part, "probe"), results / picture)
                     lines += ["", f"![probe against mask ratio]({picture})"]
+    lines += search_section(store.read(csv_of(results, "search")))
     (results / "study.md").write_text("\n".join(lines) + "\n")
 
 
@@ -76,13 +76,6 @@ def of_split(rows: Sequence[Row], split: str, data: str) -> list[Row]:
 
 def cell(row: Row) -> Cell:
     return row["strategy"], ratio_of(json.loads(row["settings"])["masking"])
-
-
-def ratio_of(masking: Mapping[str, Any] | None) -> float | None:
-    """The mask ratio in the config of a strategy, or in the one that it wraps; None without."""
-    while masking is not None and "masking" in masking:
-        masking = masking["masking"]
-    return None if masking is None else masking.get("mask_ratio")
 
 
 def by_cell(rows: Sequence[Row], metric: str) -> dict[Cell, dict[int, float]]:
@@ -182,6 +175,45 @@ def comparison_table(
                 len(comparison.differences),
             )
         )
+    return lines
+
+
+def search_section(rows: Sequence[Row]) -> list[str]:
+    """The trials of the search, by data set: those that went on to all seeds first, best first."""
+    lines: list[str] = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        trials: dict[str, list[Row]] = {}
+        for row in of_split(rows, "tune", data):
+            trials.setdefault(row["settings"], []).append(row)
+        random = next(t for t in trials.values() if t[0]["strategy"] == "random")
+        baseline = {row["seed"]: float(row["probe"]) for row in random}
+        lines += [
+            "",
+            f"## search, {data}, tuning seeds",
+            "",
+            f"{len(trials) - 1} trials of `python -m benchmarks.study search`; those with fewer "
+            "seeds were pruned. Beside random masks at a ratio of "
+            f"{ratio_of(json.loads(random[0]['settings'])['masking'])} with the same seeds. The "
+            "best of many looks better than it is.",
+            "",
+            line("trial", "seeds", "probe", "difference from random"),
+            line(*["---"] * 4),
+        ]
+
+        def worth(trial: Sequence[Row]) -> tuple[int, float]:
+            return len(trial), float(np.mean([float(row["probe"]) for row in trial]))
+
+        for trial in sorted(trials.values(), key=worth, reverse=True):
+            probes = {row["seed"]: float(row["probe"]) for row in trial}
+            differences = [probes[seed] - baseline[seed] for seed in probes]
+            lines.append(
+                line(
+                    trial[0]["strategy"],
+                    len(trial),
+                    spread(list(probes.values())),
+                    spread(differences) if trial is not random else "",
+                )
+            )
     return lines
 
 
