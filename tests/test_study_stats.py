@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from sklearn.metrics import roc_auc_score
 
 from amn_masking import PatchMask
 from benchmarks.study import store, tables
+from benchmarks.study.__main__ import RESULTS
+from benchmarks.study.evidence import write_evidence
 from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random, ratio_of
 from benchmarks.study.measures import lift, ranking_auc
 from benchmarks.study.stats import compare, holm
@@ -162,6 +166,23 @@ def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
     text = tables.comparisons(rows[100], rows[0])
     assert text[-1].startswith("| adversarial | 0.75 | 0.5 | +0.100 ")
     assert "tuning seeds:" in text[-5]
+
+
+def test_the_committed_tables_are_made_of_the_committed_rows(tmp_path):
+    for path in RESULTS.glob("*.csv"):
+        shutil.copy(path, tmp_path)
+    page = Path(shutil.copy(RESULTS.parent / "evidence.md", tmp_path))
+    write_evidence(page, tmp_path)
+    assert page.read_text() == (RESULTS.parent / "evidence.md").read_text()
+    write_all(tmp_path)
+    assert (tmp_path / "study.md").read_text() == (RESULTS / "study.md").read_text()
+
+
+def test_a_page_without_a_place_for_each_table_is_refused(tmp_path):
+    page = tmp_path / "evidence.md"
+    page.write_text("<!-- begin grid -->\n<!-- end grid -->\n<!-- begin colour -->\n")
+    with pytest.raises(ValueError, match=r"unknown or missing: \['ablation', 'colour'"):
+        write_evidence(page, tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))

@@ -45,9 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         search_on(args.data, args.trials, args.jobs, args.results)
     elif args.command == "tables":
+        from benchmarks.study.evidence import write_evidence
         from benchmarks.study.tables import write_all
 
         write_all(args.results)
+        if args.results == RESULTS:
+            write_evidence(RESULTS.parent / "evidence.md", RESULTS)
     else:
         from benchmarks.study.smoke import rerun
 

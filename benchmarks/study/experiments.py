@@ -163,6 +163,42 @@ def others() -> list[Setting]:
     return settings
 
 
+# The mask ratio that is best on the tuning seeds, by data and strategy; a test compares.
+CHOSEN: dict[str, dict[str, float]] = {"shapes": {}, "digits": {}}
+# Epochs in which a strategy at its ratio costs what random masks at theirs do, by tuning rows: the
+# encoder's FLOPs, and processor time of the whole step.
+EQUAL_FLOPS: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
+EQUAL_TIME: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
+
+
+def report() -> list[Setting]:
+    """Each strategy at its own best ratio."""
+    return [
+        setting
+        for setting in grid() + others()
+        if CHOSEN[setting.recipe.data].get(setting.strategy) == ratio_of(setting.masking)
+    ]
+
+
+def within(epochs: Mapping[str, Mapping[str, int]]) -> list[Setting]:
+    """The same, each for so many epochs."""
+    return [
+        replace(setting, recipe=replace(setting.recipe, epochs=count))
+        for setting in report()
+        if (count := epochs[setting.recipe.data].get(setting.strategy)) is not None
+    ]
+
+
+def flops() -> list[Setting]:
+    """At equal FLOPs of the encoder."""
+    return within(EQUAL_FLOPS)
+
+
+def time() -> list[Setting]:
+    """At equal processor time."""
+    return within(EQUAL_TIME)
+
+
 # What each guard of the adversary is there for: taken away, or another one added.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "": dict(),
@@ -221,5 +257,5 @@ def tiny() -> list[Setting]:
 
 EXPERIMENTS = {
     "recipe": recipe, "grid": grid, "others": others, "ablation": ablation, "smoke": smoke,
-    "tiny": tiny,
+    "report": report, "flops": flops, "time": time, "tiny": tiny,
 }  # fmt: skip

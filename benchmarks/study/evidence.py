@@ -1,0 +1,200 @@
+"""The tables of docs/evidence.md, from the CSV files of the runs: what stands between
+``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is made anew, the words around it stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.study import store
+from benchmarks.study.experiments import USABLE
+from benchmarks.study.queue import csv_of
+from benchmarks.study.stats import compare, holm
+from benchmarks.study.store import Row
+from benchmarks.study.tables import (
+    ACCURACY,
+    ERRORS,
+    MASKS,
+    SPLITS,
+    by_cell,
+    cell,
+    current,
+    interval,
+    label,
+    line,
+    of_split,
+    search_section,
+)
+
+TRIALS = 8  # of the search that the page shows
+STRENGTHS = ("cooperative", "frozen", "adversarial", "curriculum", "random")
+
+
+def write_evidence(path: Path, results: Path) -> None:
+    """Make the tables of the page anew.
+
+    Args:
+        path: docs/evidence.md.
+        results: folder of the CSV files.
+
+    Raises:
+        ValueError: the page has a place for a table that is not known, or none for one that is.
+    """
+    text = path.read_text()
+    places = set(re.findall(r"<!-- begin (\S+) -->", text))
+    if places != set(TABLES):
+        raise ValueError(
+            f"{path} expected a place, <!-- begin NAME --> to <!-- end NAME -->, for each table; "
+            f"unknown or missing: {sorted(places ^ set(TABLES))}"
+        )
+    for name, table in TABLES.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"{path} has {begin} but no {end}")
+        text = "\n".join([before + begin, "", *table(results), "", end + after])
+    path.write_text(text)
+
+
+def rows_of(results: Path, experiment: str, split: str, data: str) -> list[Row]:
+    return of_split(current(experiment, store.read(csv_of(results, experiment))), split, data)
+
+
+def mean(values: dict[int, float] | None) -> str:
+    return f"{np.mean(list(values.values())):.3f}" if values else ""
+
+
+def recipe(results: Path) -> list[str]:
+    """Which recipes are usable."""
+    lines = [line("data", "encoder", "seeds", "probe", "10-NN"), line(*["---"] * 5)]
+    for data in USABLE:
+        rows = rows_of(results, "recipe", "tune", data)
+        probe, knn = by_cell(rows, "probe"), by_cell(rows, "knn")
+        for one in probe:
+            name = one[0] if one[1] is None else f"{one[0]} masks, {one[1]:g}"
+            lines.append(line(data, name, len(probe[one]), mean(probe[one]), mean(knn.get(one))))
+    return lines
+
+
+def grid(results: Path) -> list[str]:
+    """Probe by strength and ratio, on tuning seeds."""
+    lines: list[str] = []
+    for data in USABLE:
+        rows = rows_of(results, "grid", "tune", data)
+        probe = by_cell(rows, "probe")
+        ratios = sorted({ratio for _, ratio in probe if ratio is not None})
+        seeds = {len(values) for values in probe.values()}
+        if not seeds:
+            continue
+        lines += [
+            "", f"{data}, {'/'.join(map(str, sorted(seeds)))} tuning seeds:", "",
+            line("masks", *(f"{ratio:g}" for ratio in ratios)), line(*["---"] * (1 + len(ratios))),
+        ]  # fmt: skip
+        for name in STRENGTHS:
+            lines.append(line(name, *(mean(probe.get((name, ratio))) for ratio in ratios)))
+    return lines[1:]
+
+
+def beside_random(experiment: str) -> Callable[[Path], list[str]]:
+    """A table of report seeds: each strategy's probe beside that of random masks."""
+
+    def table(results: Path) -> list[str]:
+        lines: list[str] = []
+        for data in USABLE:
+            rows = rows_of(results, experiment, "report", data)
+            values = {metric: by_cell(rows, metric) for metric in ACCURACY}
+            probe = values["probe"]
+            random = next((one for one in probe if one[0] == "random"), None)
+            if random is None:
+                continue
+            metrics = [metric for metric in ACCURACY if values[metric]]
+            others = [one for one in probe if one != random]
+            found = [compare(probe[one], probe[random]) for one in others]
+            corrected = holm([comparison.p for comparison in found])
+            compared = dict(zip(others, zip(found, corrected, strict=True), strict=True))
+            epochs = {cell(row): json.loads(row["settings"])["recipe"]["epochs"] for row in rows}
+            lines += [
+                "", f"{data}, {len(probe[random])} report seeds:", "",
+                line("masks", "ratio", "epochs", "less random's", "95 %", "p, Holm", *metrics),
+                line(*["---"] * (6 + len(metrics))),
+            ]  # fmt: skip
+            for one in sorted(probe, key=lambda one: -np.mean(list(probe[one].values()))):
+                texts = ["", "", ""]
+                if one in compared:
+                    comparison, p = compared[one]
+                    texts = [f"{comparison.mean:+.3f}", interval(comparison), f"{p:.3f}"]
+                numbers = [mean(values[metric].get(one)) for metric in metrics]
+                lines.append(line(*label(one), epochs[one], *texts, *numbers))
+        return lines[1:] or ["Not run yet."]
+
+    return table
+
+
+def means(experiment: str, split: str, metrics: Sequence[str]) -> Callable[[Path], list[str]]:
+    """A table of means over seeds."""
+
+    def table(results: Path) -> list[str]:
+        lines: list[str] = []
+        for data in USABLE:
+            rows = rows_of(results, experiment, split, data)
+            values = {metric: by_cell(rows, metric) for metric in metrics}
+            values = {metric: cells for metric, cells in values.items() if cells}
+            if not values:
+                continue
+            cells = list(dict.fromkeys(map(cell, rows)))
+            seeds = sorted({len({r["seed"] for r in rows if cell(r) == c}) for c in cells})
+            lines += [
+                "", f"{data}, {' or '.join(map(str, seeds))} {SPLITS[split]}:", "",
+                line("masks", "ratio", *values), line(*["---"] * (2 + len(values))),
+            ]  # fmt: skip
+            for one in cells:
+                lines.append(line(*label(one), *(mean(values[m].get(one)) for m in values)))
+        return lines[1:] or ["Not run yet."]
+
+    return table
+
+
+def best_trials(results: Path) -> list[str]:
+    """The search's best, and random masks beside them."""
+    lines = search_section(store.read(csv_of(results, "search")))
+    rows = [text for text in lines if text.startswith("| ")]
+    header, trials = rows[:2], rows[2:]
+    if not trials:
+        return ["Not run yet."]
+    random = [text for text in trials[TRIALS:] if text.startswith("| random |")]
+    return [*header, *trials[:TRIALS], *random]
+
+
+def price(results: Path) -> list[str]:
+    """The overhead of the strategies, in short."""
+    with (results / "overhead.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [line("model", "masks", "step time", "95 %", "FLOPs", "memory"), line(*["---"] * 6)]
+    for row in rows:
+        if row["strategy"] != "stock":
+            numbers = [row[f"step_{name}"] for name in ("ratio", "low", "high")]
+            numbers += [row["flops_ratio"], row["memory_ratio"]]
+            ratio, low, high, *counts = [f"{float(n):.3f}" if n else "" for n in numbers]
+            lines.append(line(row["model"], row["strategy"], ratio, f"{low} to {high}", *counts))
+    return lines
+
+
+TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
+    "recipe": recipe,
+    "grid": grid,
+    "report": beside_random("report"),
+    "flops": beside_random("flops"),
+    "time": beside_random("time"),
+    "masks": means("report", "report", MASKS),
+    "errors": means("report", "report", ERRORS),
+    "ablation": means("ablation", "tune", ("probe", *MASKS)),
+    "search": best_trials,
+    "price": price,
+}
