@@ -416,6 +416,14 @@ def test_schedules_reach_the_strategy_within():
             r"expected \(least, largest\)",
         ),
         (
+            # At the first batch, though 0.95 itself is next to never drawn.
+            lambda: RandomRatioMasking(RandomMasking(0.5, SIDE), (0.1, 0.95))(
+                images_of((4, 4), 2), generator(0)
+            ),
+            ValueError,
+            "mask_ratio=0.95 of 16 patches leaves none visible",
+        ),
+        (
             lambda: RandomRatioMasking(ShuffledMasking(RandomMasking())),
             TypeError,
             "a strategy with a mask_ratio, got ShuffledMasking",

@@ -18,7 +18,7 @@ from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
 from benchmarks.study.finetune import finetune
 from benchmarks.study.measures import reference_masks
-from benchmarks.study.queue import csv_of
+from benchmarks.study.queue import csv_of, run_all, workers
 from benchmarks.study.runs import run
 from benchmarks.study.training import InMemoryImages, build, features, make_runner
 
@@ -208,3 +208,12 @@ def test_a_search_goes_on_where_it_was_and_prunes(tmp_path, monkeypatch, capsys)
 
 def trials_of(out: str) -> list[str]:
     return [line for line in out.splitlines() if line.startswith("trial ")]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_reported_and_stops_no_other(tmp_path, capsys):
+    impossible = replace(random(TINY, 0.99), strategy="impossible")
+    with workers(1) as pool, pytest.raises(ValueError, match="leaves none visible"):
+        run_all("tiny", [(impossible, 0), (EXPERIMENTS["tiny"]()[0], 0)], pool, tmp_path)
+    assert "impossible, seed 0 FAILED: mask_ratio=0.99" in capsys.readouterr().out
+    assert [row["strategy"] for row in store.read(csv_of(tmp_path, "tiny"))] == ["pixels"]

@@ -13,7 +13,7 @@ from amn_masking.strategies.adversarial import AdversarialMasking
 from amn_masking.strategies.base import MaskingStrategy
 from amn_masking.strategies.random import RandomMasking
 from amn_masking.strategies.ranked import RankedMasking
-from amn_masking.thresholds.selection import check_mask_ratio
+from amn_masking.thresholds.selection import check_mask_ratio, count_visible
 
 
 class WrappedMasking(MaskingStrategy):
@@ -57,7 +57,8 @@ class RandomRatioMasking(WrappedMasking):
         ratio_range: least and largest mask ratio, both in (0, 1).
 
     Raises:
-        ValueError: no such range, or a strategy that chooses its own counts.
+        ValueError: no such range, or a strategy that chooses its own counts; in ``forward``, images
+            of which an end of the range leaves no patch visible or none masked.
         TypeError: ``masking`` is no strategy with a mask ratio.
     """
 
@@ -82,6 +83,9 @@ class RandomRatioMasking(WrappedMasking):
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
         low, high = self.ratio_range
+        h, w = self.grid(images)
+        for end in self.ratio_range:  # at once, and not when it happens to be drawn
+            count_visible(h * w, end)
         device = "cpu" if generator is None else generator.device
         # The host has to know how many patches are left, so it draws from its own generator.
         ratio = low + (high - low) * float(torch.rand((), device=device, generator=generator))

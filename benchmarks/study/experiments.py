@@ -145,7 +145,7 @@ def others() -> list[Setting]:
             adversarial = dict(learned(recipe, ratio, "adversarial").masking or {})
             hard = dict(type="HardPatchMasking", network=adversarial["network"])
             plain = dict(type="RandomMasking", mask_ratio=ratio)
-            around = (ratio - 0.2, ratio + 0.2)
+            around = (ratio - 0.2, min(ratio + 0.2, 0.9))  # of 16 patches at least one is seen
             configs: dict[str, dict[str, Any]] = {
                 "block": dict(type="BlockMasking", min_patches=2),
                 "color noise": dict(type="ColorNoiseMasking", color="green"),

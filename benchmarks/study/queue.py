@@ -54,7 +54,7 @@ def run_all(
     pool: ProcessPoolExecutor,
     results: Path,
 ) -> None:
-    """All runs that have no row yet.
+    """All runs that have no row yet. One that fails does not stop the others.
 
     A run that another experiment has in the same folder is that run: its row is copied.
 
@@ -63,6 +63,9 @@ def run_all(
         wanted: settings and seeds.
         pool: of processes.
         results: folder of the CSV files.
+
+    Raises:
+        Exception: the first failure, after all runs.
     """
     path = csv_of(results, experiment)
     known = {store.key(row): row for file in results.glob(CSVS) for row in store.read(file)}
@@ -74,10 +77,18 @@ def run_all(
         else:
             store.add(path, row | {"experiment": experiment})
     print(f"{experiment}: {len(todo)} runs to do", flush=True)
-    futures = [pool.submit(run_one, experiment, *run, path) for run in todo]
+    futures = {pool.submit(run_one, experiment, *run, path): run for run in todo}
+    failed: list[Exception] = []
     try:
         for count, future in enumerate(as_completed(futures), 1):
-            print(f"{count}/{len(todo)}  {future.result()}", flush=True)
+            try:
+                print(f"{count}/{len(todo)}  {future.result()}", flush=True)
+            except Exception as error:
+                setting, seed = futures[future]
+                print(f"{count}/{len(todo)}  {setting.strategy}, seed {seed} FAILED: {error}")
+                failed.append(error)
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
+    if failed:
+        raise failed[0]
