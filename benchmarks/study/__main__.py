@@ -30,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     search.add_argument("--data", default="shapes", choices=USABLE)
     search.add_argument("--trials", type=int, default=24, help="the budget, 2 or 4 runs each (24)")
     search.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
+    steps = commands.add_parser("steps", help="what a step of each strategy costs, in turns")
+    steps.add_argument("--data", nargs="+", default=list(USABLE), choices=USABLE)
     tables = commands.add_parser("tables", help="all tables and figures, from the CSV files")
     smoke = commands.add_parser("smoke", help="the smallest experiment again, from end to end")
     smoke.add_argument("--jobs", type=int, default=2)
-    for command in (run, search, tables, smoke):
+    for command in (run, search, steps, tables, smoke):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
     args = parser.parse_args(arguments)
     if args.command == "run":
@@ -44,6 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.study.search import search as search_on
 
         search_on(args.data, args.trials, args.jobs, args.results)
+    elif args.command == "steps":
+        from benchmarks.study.steps import write
+
+        write(args.data, args.results)
     elif args.command == "tables":
         from benchmarks.study.evidence import write_evidence
         from benchmarks.study.tables import write_all

@@ -165,8 +165,8 @@ def others() -> list[Setting]:
 
 # The mask ratio that is best on the tuning seeds, by data and strategy; a test compares.
 CHOSEN: dict[str, dict[str, float]] = {"shapes": {}, "digits": {}}
-# Epochs in which a strategy at its ratio costs what random masks at theirs do, by tuning rows: the
-# encoder's FLOPs, and processor time of the whole step.
+# Epochs in which a strategy at its ratio costs what random masks at theirs do: in FLOPs of the
+# encoder, and in time of the whole step. By study_steps.csv; a test compares.
 EQUAL_FLOPS: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
 EQUAL_TIME: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
 

@@ -1,0 +1,90 @@
+"""What a training step costs at the study's size: strategies in turns, in one process.
+
+Processor time of runs side by side moves by a tenth and more with what runs beside them; the
+epochs of the comparison at equal time are set by these ratios.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.overhead import hardware, ratio_of, seconds, step_of
+from benchmarks.study import measures, training
+from benchmarks.study.data import load
+from benchmarks.study.experiments import Setting, report
+from benchmarks.study.runs import quiet
+
+ROUNDS = 60
+
+
+def measure(settings: Sequence[Setting], rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """A row per setting of one data set: median step and encoder FLOPs over those of random masks.
+
+    Raises:
+        ValueError: none of them, or more than one, is ``random``.
+    """
+    names = [setting.strategy for setting in settings]
+    if names.count("random") != 1:
+        raise ValueError(f"expected one setting of random masks to compare with, got {names}")
+    torch.set_num_threads(1)
+    quiet()
+    recipe = settings[0].recipe
+    images = load(recipe.data, 0).train.centre()[: recipe.batch]
+    models = [training.build(setting, 0).train() for setting in settings]
+    flops = [measures.step_flops(model, images)["flops_encoder"] for model in models]
+    steps = [step_of(model, images, amp=False, compiled=False, state={}) for model in models]
+    times: list[list[float]] = [[] for _ in steps]
+    for turn in range(rounds + 2):
+        for place in range(len(steps)):
+            index = (place + turn) % len(steps)
+            elapsed = seconds(steps[index], "cpu")
+            if turn > 1:
+                times[index].append(elapsed)
+    base = names.index("random")
+    rows = []
+    for index, setting in enumerate(settings):
+        ratio, low, high = ratio_of(times[index], times[base])
+        rows.append(
+            dict(
+                data=recipe.data, strategy=setting.strategy, settings=setting.to_json(),
+                rounds=rounds, step_ratio=f"{ratio:.4f}", step_low=f"{low:.4f}",
+                step_high=f"{high:.4f}", flops_ratio=f"{flops[index] / flops[base]:.4f}",
+                hardware=hardware("cpu"), torch=torch.__version__,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def write(data: Sequence[str], results: Path) -> None:
+    """Measure the report's strategies on these data sets; study_steps.csv is made anew."""
+    rows = [
+        row
+        for name in data
+        for row in measure([setting for setting in report() if setting.recipe.data == name])
+    ]
+    with (results / "study_steps.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(
+            "  ".join(f"{key} {row[key]}" for key in ("data", "strategy", "step_ratio")), end="  "
+        )
+        print({name: epochs(row, name) for name in ("flops_ratio", "step_ratio")})
+
+
+def epochs(row: Mapping[str, str], cost: str) -> int:
+    """For how long the strategy of a row may train, to cost what random masks do.
+
+    Args:
+        row: of study_steps.csv.
+        cost: ``'flops_ratio'`` or ``'step_ratio'``.
+    """
+    planned: int = json.loads(row["settings"])["recipe"]["epochs"]
+    return max(2, round(planned / float(row[cost])))
