@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.study import search, smoke, store
+from benchmarks.study import search, smoke, steps, store
 from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
 from benchmarks.study.finetune import finetune
@@ -217,3 +217,15 @@ def test_a_run_that_fails_is_reported_and_stops_no_other(tmp_path, capsys):
         run_all("tiny", [(impossible, 0), (EXPERIMENTS["tiny"]()[0], 0)], pool, tmp_path)
     assert "impossible, seed 0 FAILED: mask_ratio=0.99" in capsys.readouterr().out
     assert [row["strategy"] for row in store.read(csv_of(tmp_path, "tiny"))] == ["pixels"]
+
+
+def test_steps_are_beside_those_of_random_masks():
+    _, masked, learnt = EXPERIMENTS["tiny"]()
+    rows = steps.measure([masked, learnt, replace(masked, strategy="twin")], rounds=3)
+    assert [row["strategy"] for row in rows] == ["random", "adversarial", "twin"]
+    assert [row["flops_ratio"] for row in rows] == ["1.0000"] * 3  # the encoder's, at one ratio
+    assert float(rows[0]["step_ratio"]) == 1
+    assert 0.3 < float(rows[2]["step_ratio"]) < 3
+    assert steps.epochs(rows[1] | {"step_ratio": "0.5"}, "step_ratio") == 2 * TINY.epochs
+    with pytest.raises(ValueError, match="one setting of random masks to compare with"):
+        steps.measure([learnt])

@@ -73,10 +73,8 @@ def write(data: Sequence[str], results: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
-        print(
-            "  ".join(f"{key} {row[key]}" for key in ("data", "strategy", "step_ratio")), end="  "
-        )
-        print({name: epochs(row, name) for name in ("flops_ratio", "step_ratio")})
+        equal = {cost: epochs(row, cost) for cost in ("flops_ratio", "step_ratio")}
+        print(row["data"], row["strategy"], row["step_ratio"], "epochs at equal cost:", equal)
 
 
 def epochs(row: Mapping[str, str], cost: str) -> int:
