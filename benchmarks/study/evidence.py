@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.study import store
 from benchmarks.study.experiments import USABLE
+from benchmarks.study.figures import probe_against_ratio
 from benchmarks.study.queue import csv_of
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.store import Row
@@ -61,6 +62,10 @@ def write_evidence(path: Path, results: Path) -> None:
             raise ValueError(f"{path} has {begin} but no {end}")
         text = "\n".join([before + begin, "", *table(results), "", end + after])
     path.write_text(text)
+    for data in USABLE:
+        rows = [row for name in ("grid", "others") for row in rows_of(results, name, "tune", data)]
+        if rows:
+            probe_against_ratio(by_cell(rows, "probe"), results / f"evidence_{data}.png")
 
 
 def rows_of(results: Path, experiment: str, split: str, data: str) -> list[Row]:

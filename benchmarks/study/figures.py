@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def probe_against_ratio(
     values: Mapping[tuple[str, float | None], Mapping[int, float]], path: Path
 ) -> None:
     """One curve per strategy, a dot per seed; a line across for what has no mask ratio."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    markers = itertools.cycle("osD^vP")
     for strategy in dict.fromkeys(name for name, _ in values):
         points = sorted(
             (ratio, list(by_seed.values()))
@@ -29,10 +31,15 @@ def probe_against_ratio(
             axes.annotate(strategy, (0.01, level), xycoords=("axes fraction", "data"), va="bottom")
             continue
         ratios = [ratio for ratio, _ in points]
-        (curve,) = axes.plot(ratios, [np.mean(v) for _, v in points], marker="o", label=strategy)
+        # The random masks are what all others are seen beside.
+        style = dict(color="black", linewidth=2.5) if strategy == "random" else dict()
+        (curve,) = axes.plot(
+            ratios, [np.mean(v) for _, v in points], marker=next(markers), label=strategy, **style
+        )
         for ratio, numbers in points:
             axes.scatter([ratio] * len(numbers), numbers, s=8, color=curve.get_color())
     axes.set(xlabel="mask ratio", ylabel="linear probe, accuracy")
-    axes.legend()
+    if len(axes.lines) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
