@@ -15,7 +15,7 @@ import optuna
 
 from benchmarks.study import experiments, store
 from benchmarks.study.experiments import (
-    RANDOM_BEST,
+    CHOSEN,
     RATIOS,
     RECIPES,
     Recipe,
@@ -116,7 +116,7 @@ def search(data: str, trials: int, jobs: int, results: Path) -> None:
             known = {store.key(row): row for row in store.read(csv_of(results, "search"))}
             return [float(known[setting.to_json(), str(seed)]["probe"]) for seed in seeds]
 
-        probes(random(recipe, RANDOM_BEST[data]), tuple(seed for part in ROUNDS for seed in part))
+        probes(random(recipe, CHOSEN[data]["random"]), tuple(seed for part in ROUNDS for seed in part))
         for _ in range(trials):
             trial = study.ask()
             setting = suggest(trial, recipe)

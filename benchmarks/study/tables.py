@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -93,12 +94,20 @@ def section(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
     lines = [
         f"{recipe['side']} x {recipe['side']} pixels, patches of {recipe['patch']}; encoder "
         f"{recipe['width']} wide, {recipe['layers']} blocks; {recipe['epochs']} epochs, batches of "
-        f"{recipe['batch']}, lr {recipe['lr']:g}. {rows[0]['hardware']}.",
+        f"{recipe['batch']}, lr {recipe['lr']:g}. {machines(rows)}.",
         "",
     ]
     for columns in (ACCURACY, MASKS, ERRORS, COSTS):
         lines += [*metric_table(rows, columns), ""]
     return lines[:-1] + comparisons(rows, tuning)
+
+
+def machines(rows: Sequence[Row]) -> str:
+    """What the runs ran on, with how many of them where there are several."""
+    counts = Counter(row["hardware"] for row in rows)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{count} runs on {name}" for name, count in counts.items())
 
 
 def metric_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -125,10 +134,7 @@ def comparisons(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
         rows: whose probes are compared.
         tuning: rows that choose the best ratios.
     """
-    values, known = by_cell(rows, "probe"), by_cell(tuning, "probe")
-    best: dict[str, Cell] = {}
-    for one in sorted(known, key=lambda one: np.mean(list(known[one].values()))):
-        best[one[0]] = one
+    values, best = by_cell(rows, "probe"), best_cells(tuning)
     lines: list[str] = []
     for title, pairs in (
         ("Beside random masks of the same ratio:", [(one, ("random", one[1])) for one in values]),
@@ -140,6 +146,15 @@ def comparisons(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
     ):
         lines += comparison_table(values, pairs, title)
     return lines
+
+
+def best_cells(tuning: Sequence[Row]) -> dict[str, Cell]:
+    """Of each strategy the cell whose mean probe is highest."""
+    probe = by_cell(tuning, "probe")
+    best: dict[str, Cell] = {}
+    for one in sorted(probe, key=lambda one: np.mean(list(probe[one].values()))):
+        best[one[0]] = one
+    return best
 
 
 def comparison_table(
