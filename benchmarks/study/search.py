@@ -116,7 +116,8 @@ def search(data: str, trials: int, jobs: int, results: Path) -> None:
             known = {store.key(row): row for row in store.read(csv_of(results, "search"))}
             return [float(known[setting.to_json(), str(seed)]["probe"]) for seed in seeds]
 
-        probes(random(recipe, CHOSEN[data]["random"]), tuple(seed for part in ROUNDS for seed in part))
+        baseline = random(recipe, CHOSEN[data]["random"])
+        probes(baseline, tuple(seed for part in ROUNDS for seed in part))
         for _ in range(trials):
             trial = study.ask()
             setting = suggest(trial, recipe)
