@@ -143,7 +143,7 @@ def others() -> list[Setting]:
     settings = []
     for data in USABLE:
         recipe = RECIPES[data]
-        for ratio in (0.25, 0.5, 0.75):
+        for ratio in (0.25, 0.375, 0.5, 0.75):
             adversarial = dict(learned(recipe, ratio, "adversarial").masking or {})
             hard = dict(type="HardPatchMasking", network=adversarial["network"])
             plain = dict(type="RandomMasking", mask_ratio=ratio)
