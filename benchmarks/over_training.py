@@ -1,22 +1,28 @@
-"""What the masking network hides on photographs, as training goes on.
+"""What is hidden on photographs by strategies that learn or that look at the model.
 
-    python -m benchmarks.over_training
+    python -m benchmarks.over_training [NAME ...]
 
-Trains configs/mmpretrain/mae_amn_vit-tiny_photos.py twice, in a temporary folder: as it is, which
-is adversarial at mask ratio 0.25, and from cooperative to adversarial at 0.75. Writes
-docs/images/over_training_adversarial.jpg and docs/images/over_training_curriculum.jpg: for each
-photograph the score map above the masked picture, a column per iteration. Masks are drawn in eval
-mode, without exploration noise.
+Trains configs/mmpretrain/mae_amn_vit-tiny_photos.py in a temporary folder, once for each strategy,
+on a CPU some two minutes each. Masks are drawn in eval mode, without exploration noise.
+
+- ``adversarial``, at mask ratio 0.25, and ``curriculum``, from cooperative to adversarial at 0.75:
+  docs/images/over_training_NAME.jpg has for each photograph the score map above the masked
+  picture, a column per iteration.
+- ``strategies``: docs/images/strategies_trained.jpg has the masks at the end of training, a column
+  per strategy, at ratio 0.5.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -27,11 +33,23 @@ from torchvision.transforms.functional import center_crop, resize
 from benchmarks.photos import photograph, write
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs/images"
 CONFIG = ROOT / "configs/mmpretrain/mae_amn_vit-tiny_photos.py"
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
-RUNS: dict[str, tuple[float, Any]] = {
-    "adversarial": (0.25, 1.0),
-    "curriculum": (0.75, dict(type="linear", start=-1.0, end=1.0)),
+LEARNED = dict(type="AdversarialMasking", network=dict(downsample=4))
+CURRICULUM = dict(type="linear", start=-1.0, end=1.0)
+OVER_TRAINING: dict[str, tuple[float, dict[str, Any]]] = {
+    "adversarial": (0.25, LEARNED),
+    "curriculum": (0.75, LEARNED | dict(strength=CURRICULUM)),
+}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "AdversarialMasking": LEARNED,
+    "AdversarialMasking\nstrength -1": LEARNED | dict(strength=-1.0),
+    "HardPatchMasking": dict(type="HardPatchMasking", network=dict(downsample=4)),
+    "AttentionMasking": dict(type="AttentionMasking"),
+    "AttentionMasking\nhint_share 0.3": dict(type="AttentionMasking", hint_share=0.3),
+    "ShuffledMasking\nof AdversarialMasking": dict(type="ShuffledMasking", masking=LEARNED),
+    "OracleMasking": dict(type="OracleMasking"),
 }
 SHOWN = (0.0, 0.05, 0.25, 0.5, 1.0)  # shares of the run
 
@@ -53,7 +71,7 @@ class Watch(Hook):
 
     def __init__(self, pictures: Tensor) -> None:
         self.pictures = pictures
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self.seen: dict[int, tuple[Tensor | None, Tensor]] = {}
 
     def before_train(self, runner: Runner) -> None:
         self.look(runner, 0)
@@ -71,20 +89,22 @@ class Watch(Hook):
         patch_mask = model.make_mask(normalised)
         model.train()
         torch.set_rng_state(state)
-        h, w = patch_mask.grid
-        scores = F.adaptive_avg_pool2d(patch_mask.score_map, (h, w))[:, 0]
+        scores = patch_mask.score_map
+        if scores is not None:
+            scores = F.adaptive_avg_pool2d(scores, patch_mask.grid)[:, 0]
         self.seen[iteration] = scores, patch_mask.apply(self.pictures, 128.0)
 
 
-def train(name: str, folder: Path, pictures: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """One of ``RUNS``; score maps and masked pictures by iteration."""
+def train(
+    masking: dict[str, Any], ratio: float, folder: Path, pictures: Tensor
+) -> dict[int, tuple[Tensor | None, Tensor]]:
+    """Train with a strategy; score maps and masked pictures by iteration."""
     config = Config.fromfile(CONFIG)
-    ratio, strength = RUNS[name]
     config.model.backbone.mask_ratio = ratio
-    config.model.masking.strength = strength
+    config.model.masking = masking
     config.train_dataloader.dataset.data_root = str(folder / "photos")
-    config.work_dir = str(folder / name)
-    config.experiment_name = name
+    config.work_dir = tempfile.mkdtemp(dir=folder)
+    config.experiment_name = Path(config.work_dir).name  # mmengine keeps its loggers by name
     config.default_hooks.checkpoint = None
     config.custom_hooks = []
     config.log_level = "ERROR"
@@ -95,7 +115,9 @@ def train(name: str, folder: Path, pictures: Tensor) -> dict[int, tuple[Tensor, 
     return watch.seen
 
 
-def draw(seen: dict[int, tuple[Tensor, Tensor]], pictures: Tensor, path: Path) -> None:
+def draw_over_training(
+    seen: dict[int, tuple[Tensor | None, Tensor]], pictures: Tensor, path: Path
+) -> None:
     """A column per iteration, two rows per photograph."""
     rows, columns = 2 * len(pictures), len(seen) + 1
     figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.55 * rows))
@@ -104,24 +126,58 @@ def draw(seen: dict[int, tuple[Tensor, Tensor]], pictures: Tensor, path: Path) -
         for row, (score, picture) in enumerate(zip(scores, masked, strict=True)):
             axes[2 * row, column].imshow(score, cmap="inferno", interpolation="nearest")
             axes[2 * row + 1, column].imshow(picture.movedim(0, -1) / 255)
-    axes[0, 0].set_title("photograph", fontsize=9)
-    for row, picture in enumerate(pictures):
-        axes[2 * row, 0].imshow(picture.movedim(0, -1).clamp(0, 255) / 255)
-    for ax in axes.flat:
+    show_photographs(axes[::2, 0], pictures)
+    save(figure, path)
+
+
+def draw_strategies(masked: dict[str, Tensor], pictures: Tensor, path: Path) -> None:
+    """A column per strategy, a row per photograph."""
+    rows, columns = len(pictures), len(masked) + 1
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.7 * rows))
+    for column, (name, batch) in enumerate(masked.items(), 1):
+        axes[0, column].set_title(name, fontsize=8)
+        for row, picture in enumerate(batch):
+            axes[row, column].imshow(picture.movedim(0, -1) / 255)
+    show_photographs(axes[:, 0], pictures)
+    save(figure, path)
+
+
+def show_photographs(axes: np.ndarray, pictures: Tensor) -> None:
+    axes[0].set_title("photograph", fontsize=9)
+    for ax, picture in zip(axes, pictures, strict=True):
+        ax.imshow(picture.movedim(0, -1).clamp(0, 255) / 255)
+
+
+def save(figure: Figure, path: Path) -> None:
+    for ax in figure.axes:
         ax.set_axis_off()
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=100, pil_kwargs=dict(quality=88))
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="What is hidden on photographs.")
+    names = (*OVER_TRAINING, "strategies")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all")
+    wanted = parser.parse_args().names or names
+    if unknown := set(wanted) - set(names):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
     pictures = photographs(int(Config.fromfile(CONFIG).img_size))
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / "photos")
-        for name in RUNS:
-            path = ROOT / f"docs/images/over_training_{name}.jpg"
-            draw(train(name, Path(folder), pictures), pictures, path)
-            print(f"wrote {path}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder / "photos")
+        for run, (ratio, masking) in OVER_TRAINING.items():
+            if run in wanted:
+                seen = train(masking, ratio, folder, pictures)
+                draw_over_training(seen, pictures, IMAGES / f"over_training_{run}.jpg")
+        if "strategies" in wanted:
+            masked = {}
+            for strategy, masking in STRATEGIES.items():
+                seen = train(masking, 0.5, folder, pictures)
+                masked[strategy] = seen[max(seen)][1]
+            draw_strategies(masked, pictures, IMAGES / "strategies_trained.jpg")
 
 
 if __name__ == "__main__":

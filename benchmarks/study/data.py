@@ -8,6 +8,7 @@ Within that each seed draws its own training and test images.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -66,8 +67,9 @@ class Data:
     swapped: Images | None = None
 
 
+@lru_cache(maxsize=1)  # a seed's runs follow each other
 def load(name: str, seed: int) -> Data:
-    """One of ``DATA`` for one seed, bit for bit the same each time.
+    """One of ``DATA`` for one seed, bit for bit the same each time. Not to be changed in place.
 
     Raises:
         ValueError: no data set of that name.
