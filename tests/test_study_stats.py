@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import shutil
@@ -17,11 +18,23 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from amn_masking import PatchMask
-from benchmarks.study import store, tables
+from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.evidence import write_evidence
-from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random, ratio_of
+from benchmarks.study.experiments import (
+    CHOSEN,
+    EQUAL_FLOPS,
+    EQUAL_TIME,
+    EXPERIMENTS,
+    RECIPES,
+    USABLE,
+    learned,
+    random,
+    ratio_of,
+    report,
+)
 from benchmarks.study.measures import lift, ranking_auc
+from benchmarks.study.queue import csv_of
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.tables import write_all
 
@@ -176,6 +189,29 @@ def test_the_committed_tables_are_made_of_the_committed_rows(tmp_path):
     assert page.read_text() == (RESULTS.parent / "evidence.md").read_text()
     write_all(tmp_path)
     assert (tmp_path / "study.md").read_text() == (RESULTS / "study.md").read_text()
+
+
+@pytest.mark.parametrize("data", USABLE)
+def test_the_reports_ratios_are_the_best_of_the_committed_tuning_rows(data):
+    rows = [
+        row
+        for experiment in ("grid", "others")
+        for row in tables.current(experiment, store.read(csv_of(RESULTS, experiment)))
+    ]
+    best = tables.best_cells(tables.of_split(rows, "tune", data))
+    assert {name: ratio for name, (_, ratio) in best.items()} == CHOSEN[data]
+
+
+@pytest.mark.parametrize("chosen", [EQUAL_FLOPS, EQUAL_TIME])
+def test_the_epochs_at_equal_cost_are_those_of_the_committed_measurement(chosen):
+    cost = "flops_ratio" if chosen is EQUAL_FLOPS else "step_ratio"
+    with (RESULTS / "study_steps.csv").open(newline="") as file:
+        measured = {(row["data"], row["settings"]): row for row in csv.DictReader(file)}
+    for data, epochs in chosen.items():
+        for setting in report():
+            if setting.recipe.data == data and setting.strategy in epochs:
+                found = steps.epochs(measured[data, setting.to_json()], cost)
+                assert epochs[setting.strategy] == found, setting.strategy
 
 
 def test_a_page_without_a_place_for_each_table_is_refused(tmp_path):
