@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.study import store
-from benchmarks.study.experiments import USABLE
+from benchmarks.study.experiments import SETS, USABLE
 from benchmarks.study.figures import probe_against_ratio
 from benchmarks.study.queue import csv_of
 from benchmarks.study.stats import compare, holm
@@ -78,13 +78,15 @@ def mean(values: dict[int, float] | None) -> str:
 
 def recipe(results: Path) -> list[str]:
     """Which recipes are usable."""
-    lines = [line("data", "encoder", "seeds", "probe", "10-NN"), line(*["---"] * 5)]
-    for data in USABLE:
+    metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune"}
+    lines = [line("data", "encoder", "seeds", *metrics.values()), line(*["---"] * 6)]
+    for data in SETS:
         rows = rows_of(results, "recipe", "tune", data)
-        probe, knn = by_cell(rows, "probe"), by_cell(rows, "knn")
-        for one in probe:
+        values = {metric: by_cell(rows, metric) for metric in metrics}
+        for one in values["probe"]:
             name = one[0] if one[1] is None else f"{one[0]} masks, {one[1]:g}"
-            lines.append(line(data, name, len(probe[one]), mean(probe[one]), mean(knn.get(one))))
+            numbers = [mean(values[metric].get(one)) for metric in metrics]
+            lines.append(line(data, name, len(values["probe"][one]), *numbers))
     return lines
 
 
