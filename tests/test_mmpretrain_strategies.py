@@ -107,6 +107,28 @@ def test_the_oracle_masks_what_the_model_reconstructs_worst():
     assert hard > easy
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.375, 0.75])
+def test_the_oracle_measures_every_patch_at_every_ratio(ratio, monkeypatch):
+    """With an error that is each patch's own, its masks are the truly hardest patches."""
+    model = model_with("OracleMasking", mask_ratio=ratio)
+    images = torch.randn(3, 3, 32, 32)
+    known = torch.rand(3, 16)
+    counts = []
+    monkeypatch.setattr(model, "patch_error", lambda patch_mask, calls: known)
+    plain = model.masked_loss
+    monkeypatch.setattr(
+        model, "masked_loss", lambda mask, *rest: counts.append(mask.mask) or plain(mask, *rest)
+    )
+    patch_mask = model.masking(images)
+    hidden = torch.stack(counts)
+    assert (hidden.sum(0) > 0).all()
+    assert (hidden.sum(2) == patch_mask.mask.sum(1)).all()
+    assert len(hidden) >= model.masking.draws
+    num_masked = int(patch_mask.mask[0].sum())
+    hardest = torch.zeros(3, 16).scatter(1, known.topk(num_masked, 1).indices, 1.0)
+    assert torch.equal(patch_mask.mask, hardest)
+
+
 @pytest.mark.parametrize("kind", ["AttentionMasking", "OracleMasking"])
 def test_a_copy_asks_the_copy_and_no_weight_is_saved_twice(kind):
     model = model_with(kind)

@@ -53,10 +53,14 @@ USABLE = ("digits", "shapes")  # where a random-mask MAE beats raw pixels and th
 
 
 def ratio_of(masking: Mapping[str, Any] | None) -> float | None:
-    """The mask ratio in the config of a strategy, or in the one that it wraps; None without."""
+    """The mask ratio in the config of a strategy, or in the one that it wraps; None without, and
+    where the counts are free, so that it is only where they begin.
+    """
     while masking is not None and "masking" in masking:
         masking = masking["masking"]
-    return None if masking is None else masking.get("mask_ratio")
+    if masking is None or "threshold" in masking:
+        return None
+    return masking.get("mask_ratio")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,11 @@ WARM_UP = dict(type="linear", start=0.0, end=1.0)
 STRENGTHS: dict[str, Any] = {
     "cooperative": -1.0, "frozen": 0.0, "adversarial": 1.0, "curriculum": CURRICULUM,
 }  # fmt: skip
+
+
+# With fixed counts the adversarial loss is then the reconstruction loss once more: the autoencoder
+# is trained as under random masks, and only the masks are the adversary's.
+UNWEIGHTED = dict(loss=dict(score_weighted=False))
 
 
 def network(downsample: int) -> dict[str, Any]:
@@ -151,6 +160,7 @@ def others() -> list[Setting]:
             configs: dict[str, dict[str, Any]] = {
                 "block": dict(type="BlockMasking", min_patches=2),
                 "color noise": dict(type="ColorNoiseMasking", color="green"),
+                "color noise, red": dict(type="ColorNoiseMasking", color="red"),
                 "hard patches": hard,
                 "attention": dict(type="AttentionMasking"),
                 "attention, hint": dict(type="AttentionMasking", hint_share=0.3),
@@ -196,15 +206,25 @@ FOUND: dict[str, dict[str, Any]] = {}
 
 
 def report() -> list[Setting]:
-    """Each strategy at its own best ratio, and what the search found."""
+    """Each strategy at its own best ratio, what the search found, and the adversary's masks without
+    its weights in the loss.
+    """
     chosen = [
         setting
         for setting in grid() + others()
         if CHOSEN[setting.recipe.data].get(setting.strategy) == ratio_of(setting.masking)
     ]
-    return chosen + [
-        Setting("found by search", RECIPES[data], masking) for data, masking in FOUND.items()
+    unweighted = [
+        replace(
+            setting,
+            strategy="adversarial, unweighted",
+            masking={**(setting.masking or {}), **UNWEIGHTED},
+        )
+        for setting in chosen
+        if setting.strategy == "adversarial"
     ]
+    found = [Setting("found by search", RECIPES[data], masking) for data, masking in FOUND.items()]
+    return chosen + unweighted + found
 
 
 def within(epochs: Mapping[str, Mapping[str, int]]) -> list[Setting]:
@@ -240,7 +260,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "variance-normalised": dict(reward="variance_normalised"),
     "warm-up": dict(strength=WARM_UP),
     "difficulty 1.2": dict(threshold=dict(type="difficulty", target_gain=1.2)),
-    "lambda 0": dict(loss=dict(lambda_adv=0.0)),
+    "unweighted": UNWEIGHTED,
     "gumbel": dict(estimator=dict(type="gumbel")),
     "score function": dict(estimator=dict(type="score_function")),
     "ranking": dict(estimator=dict(type="ranking")),

@@ -23,6 +23,8 @@ from amn_masking.meters import (
     mask_distance,
     score_entropy,
 )
+from amn_masking.strategies.ranked import RankedMasking
+from amn_masking.thresholds import Difficulty
 from amn_masking.thresholds.selection import count_visible
 from benchmarks.study.data import Data, Images
 
@@ -101,6 +103,7 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     # Not the seed of the masks: random ones would be the same masks.
     random = error(at_random(patch_mask, seeded(seed + 1)))
     metrics = {
+        "mask_ratio": patch_mask.mask.mean(),
         "foreground_lift": lift(patch_mask.mask, ink),
         "random_mask_error": random,
         "adversarial_gain": error(patch_mask) / random,
@@ -111,8 +114,13 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
         metrics["noise_lift"] = lift(
             patch_mask.mask, patch_share(images.centre(images.noise), patch)
         )
-    if patch_mask.patch_scores is not None:
-        metrics["score_auc"] = ranking_auc(patch_mask.patch_scores, ink >= 0.1)
+    scores = patch_mask.patch_scores
+    if isinstance(model.masking, RankedMasking):
+        scores = model.masking.keys(pixels, int(patch_mask.mask[0].sum()), None)
+    if scores is not None:
+        metrics["score_auc"] = ranking_auc(scores, ink >= 0.1)
+    if isinstance(threshold := getattr(model.masking, "threshold", None), Difficulty):
+        metrics["running_gain"] = threshold.running_gain
     if patch_mask.logits is not None:
         metrics["score_entropy"] = score_entropy(patch_mask.logits)
     for name, masks in reference_masks(ink, patch_mask.grid, seed).items():

@@ -19,6 +19,8 @@ FEATURE_METRICS = (
     "probe_swapped",
 )
 MASK_METRICS = (
+    "mask_ratio",
+    "running_gain",
     "score_auc",
     "foreground_lift",
     "noise_lift",
@@ -44,11 +46,13 @@ Row = dict[str, str]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; none if there is no file."""
+    """The rows of a file, with nothing in columns that it does not have; none if there is no
+    file.
+    """
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [dict.fromkeys(COLUMNS, "") | row for row in csv.DictReader(file)]
 
 
 def key(row: Row) -> tuple[str, str]:

@@ -28,8 +28,8 @@ ACCURACY = (
     "probe_swapped",
 )
 MASKS = (
-    "score_auc", "foreground_lift", "noise_lift", "adversarial_gain", "random_mask_error",
-    "position_entropy", "mask_distance", "score_entropy",
+    "mask_ratio", "running_gain", "score_auc", "foreground_lift", "noise_lift", "adversarial_gain",
+    "random_mask_error", "position_entropy", "mask_distance", "score_entropy",
 )  # fmt: skip
 ERRORS = tuple(name for name in store.METRICS if name.startswith("error_"))
 COSTS = ("cpu_seconds", "flops_encoder", "flops_step")

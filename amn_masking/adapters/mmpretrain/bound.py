@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,9 @@ from mmpretrain.models import selfsup
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from amn_masking.strategies import AttentionMasking, MaskingStrategy, OracleMasking, RandomMasking
+from amn_masking.mask import PatchMask
+from amn_masking.strategies import AttentionMasking, MaskingStrategy, OracleMasking
+from amn_masking.thresholds.selection import count_visible
 
 
 def bind(masking: MaskingStrategy, method: Any) -> None:
@@ -55,13 +58,25 @@ def class_attention(backbone: selfsup.MAEViT, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def error_at_random(method: Any, oracle: OracleMasking, images: Tensor) -> Tensor:
-    """``(B, L)``: error of each patch, mean over the random masks that hide it."""
-    random = RandomMasking(oracle.mask_ratio, oracle.patch_size)
+    """``(B, L)``: error of each patch, mean over the random masks that hide it.
+
+    The patches, in random order, are hidden one part after the other, so that there is none that
+    no mask hides; at least ``oracle.draws`` masks, whole rounds of them.
+    """
+    grid = oracle.grid(images)
+    length = grid[0] * grid[1]
+    num_visible = count_visible(length, oracle.mask_ratio)
+    masks = math.ceil(length / (length - num_visible))
     total = count = torch.zeros(())
     samples = [DataSample() for _ in images]
-    for _ in range(oracle.draws):
-        patch_mask = random(images)
-        _, calls = method.masked_loss(patch_mask, images, samples)
-        total = total + method.patch_error(patch_mask, calls) * patch_mask.mask
-        count = count + patch_mask.mask
-    return total / count.clamp_min(1)
+    for _ in range(math.ceil(oracle.draws / masks)):
+        order = torch.rand(len(images), length, device=images.device).argsort(1)
+        for place in range(1, masks + 1):
+            # The last are masked. Where the parts do not come out even, the last takes some of
+            # the first again.
+            shuffle = order.roll(-place * (length - num_visible), 1)
+            patch_mask = PatchMask.from_shuffle(shuffle, num_visible, grid)
+            _, calls = method.masked_loss(patch_mask, images, samples)
+            total = total + method.patch_error(patch_mask, calls) * patch_mask.mask
+            count = count + patch_mask.mask
+    return total / count
