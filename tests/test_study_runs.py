@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.study import search, smoke, steps, store
+from benchmarks.study import matrix, search, smoke, steps, store
 from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
 from benchmarks.study.finetune import finetune
 from benchmarks.study.measures import reference_masks
 from benchmarks.study.queue import csv_of, run_all, workers
 from benchmarks.study.runs import run
-from benchmarks.study.training import InMemoryImages, build, features, make_runner
+from benchmarks.study.training import InMemoryImages, build, features, make_runner, train
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = RECIPES["digits8"]
@@ -208,6 +208,28 @@ def test_a_search_goes_on_where_it_was_and_prunes(tmp_path, monkeypatch, capsys)
 
 def trials_of(out: str) -> list[str]:
     return [line for line in out.splitlines() if line.startswith("trial ")]
+
+
+def test_the_matrix_has_each_autoencoder_under_each_strategy_s_masks(tmp_path, monkeypatch):
+    settings = EXPERIMENTS["tiny"]()[1:]
+    monkeypatch.setattr(matrix, "matrix", lambda data: settings)
+    rows = matrix.rows_of_seed("digits8", 3)
+    names = ["random", "adversarial"]
+    assert [(r["trained"], r["under"]) for r in rows] == [(a, b) for a in names for b in names]
+
+    data = load("digits8", 3)
+    pixels = data.test.centre()
+    models = [build(setting, 3) for setting in settings]
+    for model, setting in zip(models, settings, strict=True):
+        train(model, data.train, setting, 3)
+    torch.manual_seed(3)
+    masks = [model.train().make_mask(pixels) for model in models]
+    slow = [
+        model.masked_error(mask, inputs=pixels, data_samples=[])
+        for model in models
+        for mask in masks
+    ]
+    assert [float(r["error"]) for r in rows] == pytest.approx([float(e) for e in slow], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -32,10 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     search.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
     steps = commands.add_parser("steps", help="what a step of each strategy costs, in turns")
     steps.add_argument("--data", nargs="+", default=list(USABLE), choices=USABLE)
+    matrix = commands.add_parser(
+        "matrix", help="trained under one strategy's masks, tested under all"
+    )
+    matrix.add_argument("--data", default="shapes", choices=USABLE)
+    matrix.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103])
+    matrix.add_argument("--jobs", type=int, default=2, help="seeds side by side, a thread each (2)")
     tables = commands.add_parser("tables", help="all tables and figures, from the CSV files")
     smoke = commands.add_parser("smoke", help="the smallest experiment again, from end to end")
     smoke.add_argument("--jobs", type=int, default=2)
-    for command in (run, search, steps, tables, smoke):
+    for command in (run, search, steps, matrix, tables, smoke):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
     args = parser.parse_args(arguments)
     if args.command == "run":
@@ -50,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.study.steps import write
 
         write(args.data, args.results)
+    elif args.command == "matrix":
+        from benchmarks.study.matrix import write as write_matrix
+
+        write_matrix(args.data, args.seeds, args.jobs, args.results)
     elif args.command == "tables":
         from benchmarks.study.evidence import write_evidence
         from benchmarks.study.tables import write_all

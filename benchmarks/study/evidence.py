@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.study import store
 from benchmarks.study.experiments import SETS, USABLE
 from benchmarks.study.figures import probe_against_ratio
+from benchmarks.study.matrix import read as read_matrix
 from benchmarks.study.queue import csv_of
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.store import Row
@@ -23,6 +24,7 @@ from benchmarks.study.tables import (
     ERRORS,
     MASKS,
     SPLITS,
+    Cell,
     by_cell,
     cell,
     current,
@@ -110,38 +112,74 @@ def grid(results: Path) -> list[str]:
 
 
 def beside_random(experiment: str) -> Callable[[Path], list[str]]:
-    """A table of report seeds: each strategy's probe beside that of random masks."""
+    """Tables of report seeds: each strategy's probe less that of random masks, and less that of
+    the free masks that the tuning seeds like best; then its other measures less random masks'.
+    """
 
-    def table(results: Path) -> list[str]:
+    def tables(results: Path) -> list[str]:
         lines: list[str] = []
         for data in USABLE:
             rows = rows_of(results, experiment, "report", data)
             values = {metric: by_cell(rows, metric) for metric in ACCURACY}
             probe = values["probe"]
-            random = next((one for one in probe if one[0] == "random"), None)
-            if random is None:
+            cells = {one[0]: one for one in probe}
+            if "random" not in cells:
                 continue
-            metrics = [metric for metric in ACCURACY if values[metric]]
-            others = [one for one in probe if one != random]
-            found = [compare(probe[one], probe[random]) for one in others]
-            corrected = holm([comparison.p for comparison in found])
-            compared = dict(zip(others, zip(found, corrected, strict=True), strict=True))
+            order = sorted(probe, key=lambda one: -np.mean(list(probe[one].values())))
+            references = [cells["random"]]
+            if (free := best_free(results, data)) in cells:
+                references.append(cells[free])
             epochs = {cell(row): json.loads(row["settings"])["recipe"]["epochs"] for row in rows}
+            differences = [
+                column for one in references for column in (f"less {one[0]}", "95 %", "p")
+            ]
             lines += [
-                "", f"{data}, {len(probe[random])} report seeds:", "",
-                line("masks", "ratio", "epochs", "less random's", "95 %", "p, Holm", *metrics),
-                line(*["---"] * (6 + len(metrics))),
+                "", f"{data}, {len(probe[references[0]])} report seeds:", "",
+                line("masks", "ratio", "epochs", "probe", *differences),
+                line(*["---"] * (4 + len(differences))),
             ]  # fmt: skip
-            for one in sorted(probe, key=lambda one: -np.mean(list(probe[one].values()))):
-                texts = ["", "", ""]
-                if one in compared:
-                    comparison, p = compared[one]
-                    texts = [f"{comparison.mean:+.3f}", interval(comparison), f"{p:.3f}"]
-                numbers = [mean(values[metric].get(one)) for metric in metrics]
-                lines.append(line(*label(one), epochs[one], *texts, *numbers))
+            compared = [beside(probe, order, one) for one in references]
+            for one in order:
+                texts = [text for column in compared for text in column[one]]
+                lines.append(line(*label(one), epochs[one], mean(probe[one]), *texts))
+            metrics = [metric for metric in ACCURACY[1:] if values[metric]]
+            lines += [
+                "", f"Other measures less random masks' on {data}, each with its own interval, not "
+                "corrected for their number:", "",
+                line("masks", *metrics), line(*["---"] * (1 + len(metrics))),
+                line("random, itself", *(mean(values[m][cells["random"]]) for m in metrics)),
+            ]  # fmt: skip
+            for one in order:
+                if one[0] != "random":
+                    found = [compare(values[m][one], values[m][cells["random"]]) for m in metrics]
+                    lines.append(line(one[0], *(f"{c.mean:+.3f} ({interval(c)})" for c in found)))
         return lines[1:] or ["Not run yet."]
 
-    return table
+    return tables
+
+
+FREE = ("block", "color noise", "color noise, red", "random ratio")
+
+
+def best_free(results: Path, data: str) -> str | None:
+    """Of the strategies that learn nothing, without random masks, the best on tuning seeds."""
+    probe = by_cell(rows_of(results, "others", "tune", data), "probe")
+    free = {one: np.mean(list(probe[one].values())) for one in probe if one[0] in FREE}
+    return max(free, key=lambda one: free[one])[0] if free else None
+
+
+def beside(
+    probe: Mapping[Cell, dict[int, float]], cells: Sequence[Cell], reference: Cell
+) -> dict[Cell, list[str]]:
+    """By cell the difference, its interval and its p, corrected by Holm over the cells."""
+    others = [one for one in cells if one != reference]
+    found = [compare(probe[one], probe[reference]) for one in others]
+    corrected = holm([comparison.p for comparison in found])
+    texts = {
+        one: [f"{comparison.mean:+.3f}", interval(comparison), f"{p:.3f}"]
+        for one, comparison, p in zip(others, found, corrected, strict=True)
+    }
+    return {reference: ["", "", ""], **texts}
 
 
 def means(experiment: str, split: str, metrics: Sequence[str]) -> Callable[[Path], list[str]]:
@@ -166,6 +204,35 @@ def means(experiment: str, split: str, metrics: Sequence[str]) -> Callable[[Path
         return lines[1:] or ["Not run yet."]
 
     return table
+
+
+def crossed(results: Path) -> list[str]:
+    """Errors, trained with the masks of a row under those of a column; the least of each in
+    bold.
+    """
+    lines: list[str] = []
+    rows = read_matrix(results)
+    for data in USABLE:
+        errors: dict[tuple[str, str], list[float]] = {}
+        for row in of_split(rows, "report", data):
+            errors.setdefault((row["trained"], row["under"]), []).append(float(row["error"]))
+        if not errors:
+            continue
+        names = list(dict.fromkeys(trained for trained, _ in errors))
+        means = {pair: float(np.mean(values)) for pair, values in errors.items()}
+        least = {under: min(means[trained, under] for trained in names) for under in names}
+        lines += [
+            "", f"{data}, ratio 0.5, {len(next(iter(errors.values())))} report seeds:", "",
+            line("trained with", *names), line(*["---"] * (1 + len(names))),
+        ]  # fmt: skip
+        for trained in names:
+            texts = [f"{means[trained, under]:.3f}" for under in names]
+            texts = [
+                f"**{text}**" if means[trained, under] == least[under] else text
+                for text, under in zip(texts, names, strict=True)
+            ]
+            lines.append(line(trained, *texts))
+    return lines[1:] or ["Not run yet."]
 
 
 def best_trials(results: Path) -> list[str]:
@@ -200,6 +267,7 @@ TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
     "flops": beside_random("flops"),
     "time": beside_random("time"),
     "masks": means("report", "report", MASKS),
+    "matrix": crossed,
     "errors": means("report", "report", ERRORS),
     "ablation": means("ablation", "tune", ("probe", *MASKS)),
     "search": best_trials,

@@ -293,6 +293,21 @@ def ablation() -> list[Setting]:
     return settings
 
 
+CROSSED = (
+    "random", "block", "color noise, red", "cooperative", "adversarial", "hard patches", "oracle",
+)  # fmt: skip
+
+
+def matrix(data: str) -> list[Setting]:
+    """The strategies of the cross-mask matrix, at one ratio for all."""
+    at_half = {
+        s.strategy: s
+        for s in grid() + others()
+        if s.recipe == RECIPES[data] and ratio_of(s.masking) == 0.5
+    }
+    return [at_half[name] for name in CROSSED]
+
+
 def smoke() -> list[Setting]:
     """The smallest of the grid, to be run again anywhere."""
     recipe = RECIPES["shapes"]

@@ -85,10 +85,10 @@ def add(path: Path, row: Row) -> bool:
     return True
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
+def write(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """All rows of a file, at once."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     partial = path.with_suffix(".partial")

@@ -117,13 +117,12 @@ def metric_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     lines = [line("strategy", "ratio", "seeds", *columns), line(*["---"] * (3 + len(columns)))]
     for strategy, ratio in cells:
         numbers = [values[column].get((strategy, ratio), {}) for column in columns]
-        lines.append(
-            line(
-                *label((strategy, ratio)),
-                max(map(len, numbers)),
-                *(spread(list(number.values())) for number in numbers),
-            )
-        )
+        seeds = max(map(len, numbers))
+        texts = [
+            spread(list(n.values())) + (f", n = {len(n)}" if 0 < len(n) < seeds else "")
+            for n in numbers
+        ]
+        lines.append(line(*label((strategy, ratio)), seeds, *texts))
     return lines
 
 
