@@ -26,6 +26,7 @@ from benchmarks.study.experiments import (
     EQUAL_FLOPS,
     EQUAL_TIME,
     EXPERIMENTS,
+    FOUND,
     RECIPES,
     USABLE,
     learned,
@@ -200,6 +201,17 @@ def test_the_reports_ratios_are_the_best_of_the_committed_tuning_rows(data):
     ]
     best = tables.best_cells(tables.of_split(rows, "tune", data))
     assert {name: ratio for name, (_, ratio) in best.items()} == CHOSEN[data]
+
+
+@pytest.mark.parametrize("data", FOUND)
+def test_what_the_search_found_is_its_best_committed_trial(data):
+    probes: dict[str, list[float]] = {}
+    for found in tables.of_split(store.read(csv_of(RESULTS, "search")), "tune", data):
+        if found["strategy"] != "random":
+            probes.setdefault(found["settings"], []).append(float(found["probe"]))
+    whole = max(map(len, probes.values()))  # the others were pruned
+    best = max(probes, key=lambda one: (len(probes[one]) == whole, np.mean(probes[one])))
+    assert json.loads(best)["masking"] == FOUND[data]
 
 
 @pytest.mark.parametrize("chosen", [EQUAL_FLOPS, EQUAL_TIME])

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 
 
 def probe_against_ratio(
@@ -19,6 +20,7 @@ def probe_against_ratio(
     """One curve per strategy, a dot per seed; a line across for what has no mask ratio."""
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     markers = itertools.cycle("osD^vP")
+    styles = iter(cycler(linestyle=["-", "--"]) * cycler(color=[f"C{n}" for n in range(10)]))
     for strategy in dict.fromkeys(name for name, _ in values):
         points = sorted(
             (ratio, list(by_seed.values()))
@@ -32,7 +34,7 @@ def probe_against_ratio(
             continue
         ratios = [ratio for ratio, _ in points]
         # The random masks are what all others are seen beside.
-        style = dict(color="black", linewidth=2.5) if strategy == "random" else dict()
+        style = dict(color="black", linewidth=2.5) if strategy == "random" else next(styles)
         (curve,) = axes.plot(
             ratios, [np.mean(v) for _, v in points], marker=next(markers), label=strategy, **style
         )
