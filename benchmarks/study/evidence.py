@@ -83,10 +83,10 @@ def recipe(results: Path) -> list[str]:
     metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune"}
     lines = [line("data", "encoder", "seeds", *metrics.values()), line(*["---"] * 6)]
     for data in SETS:
-        rows = rows_of(results, "recipe", "tune", data)
+        rows = [r for name in ("recipe", "tried") for r in rows_of(results, name, "tune", data)]
         values = {metric: by_cell(rows, metric) for metric in metrics}
         for one in values["probe"]:
-            name = one[0] if one[1] is None else f"{one[0]} masks, {one[1]:g}"
+            name = one[0].replace("random", "random masks")
             numbers = [mean(values[metric].get(one)) for metric in metrics]
             lines.append(line(data, name, len(values["probe"][one]), *numbers))
     return lines

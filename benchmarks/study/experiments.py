@@ -131,6 +131,35 @@ def recipe() -> list[Setting]:
     ]
 
 
+# Other recipes, with random masks at 0.5: what the size and the length of the training do.
+TRIED: dict[str, dict[str, dict[str, Any]]] = {
+    "shapes": {
+        "36 patches": dict(patch=6),
+        "lr 0.0015": dict(lr=1.5e-3),
+        "12 epochs": dict(epochs=12),
+    },
+    "digits": {
+        "36 patches": dict(patch=6),
+        "25 epochs": dict(epochs=25),
+        "25 epochs, lr 0.008": dict(epochs=25, lr=8e-3),
+    },
+    "clutter": {
+        "9 patches": dict(patch=12),
+        "36 patches": dict(patch=6),
+        "192 wide, lr 0.002": dict(width=192, lr=2e-3),
+    },
+}
+
+
+def tried() -> list[Setting]:
+    """The recipes beside those that are used."""
+    return [
+        replace(random(replace(RECIPES[data], **changes), 0.5), strategy=f"random, {name}")
+        for data, variants in TRIED.items()
+        for name, changes in variants.items()
+    ]
+
+
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.75, 0.875)  # of 16 patches: 2 to 14 masked
 # A run of digits takes twice as long.
 GRID_RATIOS = {"shapes": RATIOS, "digits": (0.25, 0.5, 0.75)}
@@ -187,6 +216,7 @@ CHOSEN: dict[str, dict[str, float]] = {
         "curriculum": 0.375,
         "block": 0.5,
         "color noise": 0.375,
+        "color noise, red": 0.375,
         "hard patches": 0.375,
         "attention": 0.75,
         "attention, hint": 0.5,
@@ -327,6 +357,6 @@ def tiny() -> list[Setting]:
 
 
 EXPERIMENTS = {
-    "recipe": recipe, "grid": grid, "others": others, "ablation": ablation, "smoke": smoke,
+    "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation, "smoke": smoke,
     "report": report, "flops": flops, "time": time, "tiny": tiny,
 }  # fmt: skip
