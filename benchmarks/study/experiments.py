@@ -357,6 +357,6 @@ def tiny() -> list[Setting]:
 
 
 EXPERIMENTS = {
-    "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation, "smoke": smoke,
-    "report": report, "flops": flops, "time": time, "tiny": tiny,
+    "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
+    "smoke": smoke, "report": report, "flops": flops, "time": time, "tiny": tiny,
 }  # fmt: skip
