@@ -15,11 +15,12 @@ import torch
 
 from benchmarks.study import matrix, search, smoke, steps, store
 from benchmarks.study.data import load
-from benchmarks.study.experiments import EXPERIMENTS, RECIPES, learned, random
+from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.finetune import finetune
 from benchmarks.study.measures import reference_masks
 from benchmarks.study.queue import csv_of, run_all, workers
 from benchmarks.study.runs import run
+from benchmarks.study.settings import RECIPES, learned, random
 from benchmarks.study.training import InMemoryImages, build, features, make_runner, train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,21 +21,10 @@ from amn_masking import PatchMask
 from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.evidence import write_evidence
-from benchmarks.study.experiments import (
-    CHOSEN,
-    EQUAL_FLOPS,
-    EQUAL_TIME,
-    EXPERIMENTS,
-    FOUND,
-    RECIPES,
-    USABLE,
-    learned,
-    random,
-    ratio_of,
-    report,
-)
+from benchmarks.study.experiments import CHOSEN, EQUAL_FLOPS, EQUAL_TIME, EXPERIMENTS, FOUND, report
 from benchmarks.study.measures import lift, ranking_auc
 from benchmarks.study.queue import csv_of
+from benchmarks.study.settings import RECIPES, USABLE, learned, random, ratio_of
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.tables import write_all
 

@@ -10,8 +10,9 @@ from pathlib import Path
 # Before torch: two runs go side by side, each with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks.study.experiments import EXPERIMENTS, USABLE
+from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.queue import run_all, runs_of, workers
+from benchmarks.study.settings import USABLE
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.study import store
-from benchmarks.study.experiments import SETS, USABLE
 from benchmarks.study.figures import probe_against_ratio
 from benchmarks.study.matrix import read as read_matrix
 from benchmarks.study.queue import csv_of
+from benchmarks.study.settings import SETS, USABLE
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.store import Row
 from benchmarks.study.tables import (

@@ -13,8 +13,9 @@ import torch
 
 from benchmarks.study import store
 from benchmarks.study.data import load, split_of
-from benchmarks.study.experiments import USABLE, matrix
+from benchmarks.study.experiments import matrix
 from benchmarks.study.queue import csv_of, workers
+from benchmarks.study.settings import USABLE
 
 COLUMNS = (
     "data", "seed", "split", "trained", "under", "error", "settings", "software", "hardware",

@@ -8,7 +8,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.study import store
-from benchmarks.study.experiments import EXPERIMENTS, Setting
+from benchmarks.study.experiments import EXPERIMENTS
+from benchmarks.study.settings import Setting
 
 CSVS = "study_*.csv"
 

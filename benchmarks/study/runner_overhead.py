@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.study.data import load
-from benchmarks.study.experiments import RECIPES, random
 from benchmarks.study.runs import quiet
+from benchmarks.study.settings import RECIPES, random
 from benchmarks.study.training import build, make_runner
 
 EPOCHS = 3

@@ -21,8 +21,8 @@ from torch import Tensor
 import amn_masking
 from benchmarks.study import measures, training
 from benchmarks.study.data import load, split_of
-from benchmarks.study.experiments import Setting
 from benchmarks.study.finetune import finetune
+from benchmarks.study.settings import Setting
 from benchmarks.study.store import COLUMNS, Row
 
 ROOT = Path(__file__).resolve().parents[2]

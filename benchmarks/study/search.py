@@ -13,23 +13,17 @@ from typing import Any
 import numpy as np
 import optuna
 
-from benchmarks.study import experiments, store
-from benchmarks.study.experiments import (
-    CHOSEN,
-    RATIOS,
-    RECIPES,
-    Recipe,
-    Setting,
-    random,
-)
+from benchmarks.study import settings, store
+from benchmarks.study.experiments import CHOSEN, RATIOS
 from benchmarks.study.queue import csv_of, run_all, workers
+from benchmarks.study.settings import RECIPES, Recipe, Setting, random
 
 # The seeds of a trial, a round at a time: after the first a trial below the median of those before
 # it ends.
 ROUNDS = ((0, 1), (2, 3))
 UNPRUNED = 6  # trials, the first
-STRENGTHS = {name: value for name, value in experiments.STRENGTHS.items() if name != "frozen"}
-STRENGTHS["warm-up"] = experiments.WARM_UP
+STRENGTHS = {name: value for name, value in settings.STRENGTHS.items() if name != "frozen"}
+STRENGTHS["warm-up"] = settings.WARM_UP
 ESTIMATORS = ("straight_through", "gumbel", "score_function", "ranking")
 
 

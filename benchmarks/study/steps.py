@@ -17,8 +17,9 @@ import torch
 from benchmarks.overhead import hardware, ratio_of, seconds, step_of
 from benchmarks.study import measures, training
 from benchmarks.study.data import load
-from benchmarks.study.experiments import Setting, report
+from benchmarks.study.experiments import report
 from benchmarks.study.runs import quiet
+from benchmarks.study.settings import Setting
 
 ROUNDS = 60
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.study.data import MARGIN, Images
-from benchmarks.study.experiments import Setting
+from benchmarks.study.settings import Setting
 
 
 @DATASETS.register_module()
