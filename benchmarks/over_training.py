@@ -51,6 +51,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "ShuffledMasking\nof AdversarialMasking": dict(type="ShuffledMasking", masking=LEARNED),
     "OracleMasking": dict(type="OracleMasking"),
 }
+STRATEGY_EPOCHS = 15
 SHOWN = (0.0, 0.05, 0.25, 0.5, 1.0)  # shares of the run
 
 

@@ -136,8 +136,24 @@ EQUAL_FLOPS: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
 EQUAL_TIME: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
 
 
+# Below random masks on the tuning seeds, or below another of its kind, and no control: their runs
+# are left for what may win.
+SCREENED = ("attention", "attention, hint", "random ratio", "color noise")
+
+
 # What the search found, by data: the strategy of its best trial. A test compares.
-FOUND: dict[str, dict[str, Any]] = {}
+FOUND: dict[str, dict[str, Any]] = {
+    "shapes": dict(
+        type="AdversarialMasking",
+        strength=1.0,
+        estimator=dict(type="straight_through"),
+        reward="error",
+        temperature=1.0,
+        network=dict(channels=16, downsample=3),
+        mask_ratio=0.25,
+        random_share=0.0,
+    )
+}
 
 
 def report() -> list[Setting]:
@@ -148,6 +164,7 @@ def report() -> list[Setting]:
         setting
         for setting in grid() + others()
         if CHOSEN[setting.recipe.data].get(setting.strategy) == ratio_of(setting.masking)
+        and setting.strategy not in SCREENED
     ]
     unweighted = [
         replace(
