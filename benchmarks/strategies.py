@@ -79,8 +79,8 @@ def price() -> None:
     batch = torch.randn(256, 3, SIDE, SIDE)
     timed = strategies(0.75) | {
         "RandomRatioMasking": RandomRatioMasking(RandomMasking(0.75, PATCH)),
-        "AdversarialMasking\ndownsample 4": AdversarialMasking(
-            0.75, PATCH, network=dict(downsample=4)
+        "AdversarialMasking\ndownsample 8": AdversarialMasking(
+            0.75, PATCH, network=dict(downsample=8)
         ),
     }
     times: dict[str, list[float]] = {name: [] for name in timed}
