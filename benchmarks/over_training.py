@@ -8,8 +8,8 @@ on a CPU one to three minutes each. Masks are drawn in eval mode, without explor
 - ``adversarial``, at mask ratio 0.25, and ``curriculum``, from cooperative to adversarial at 0.75:
   docs/images/over_training_NAME.jpg has for each photograph the score map above the masked
   picture, a column per iteration.
-- ``strategies``: docs/images/strategies_trained.jpg has the masks after 15 epochs, 165 iterations, a
-  column per strategy, at ratio 0.5.
+- ``strategies``: docs/images/strategies_trained.jpg has the masks after 15 epochs (165 iterations),
+  a column per strategy, at ratio 0.5.
 """
 
 from __future__ import annotations
