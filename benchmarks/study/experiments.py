@@ -132,8 +132,27 @@ CHOSEN: dict[str, dict[str, float]] = {
 }
 # Epochs in which a strategy at its ratio costs what random masks at theirs do: in FLOPs of the
 # encoder, and in time of the whole step. By study_steps.csv; a test compares.
-EQUAL_FLOPS: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
-EQUAL_TIME: dict[str, dict[str, int]] = {"shapes": {}, "digits": {}}
+EQUAL_FLOPS: dict[str, dict[str, int]] = {
+    "shapes": {
+        "random": 25,
+        "adversarial": 25,
+        "found by search": 22,
+        "hard patches": 25,
+        "color noise, red": 25,
+        "block": 30,
+    },
+    "digits": {},
+}
+EQUAL_TIME: dict[str, dict[str, int]] = {
+    "shapes": {
+        "random": 25,
+        "adversarial": 21,
+        "found by search": 20,
+        "color noise, red": 24,
+        "block": 27,
+    },
+    "digits": {},
+}
 
 
 # Below random masks on the tuning seeds, or below another of its kind, and no control: their runs
