@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amn_masking import MaskingNetwork
-from amn_masking.network import pool_scores, standardise_logits, to_logits
+from amn_masking.network import area_pool, pool_scores, standardise_logits, to_logits
 from amn_masking.patches import grid_size, patchify, unpatchify
 from tests import draws
 
@@ -32,6 +32,17 @@ def test_options_shape_the_network():
     )
     assert network(torch.randn(1, 1, 16, 32)).shape == (1, 1, 4, 8)
     assert sum(isinstance(layer, nn.GroupNorm) for layer in network.layers) == 3
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_are_pooled_by_the_mean_of_squares(layout):
+    images = torch.randn(2, 3, 12, 20, dtype=torch.float64).contiguous(memory_format=layout)
+    pooled = area_pool(images, 4)
+    assert pooled.shape == (2, 3, 3, 5)
+    for row in range(3):
+        for column in range(5):
+            part = images[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            torch.testing.assert_close(pooled[:, :, row, column], part.mean((2, 3)))
 
 
 def test_a_patch_score_is_the_mean_of_its_part_of_the_score_map():
