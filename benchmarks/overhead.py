@@ -64,6 +64,7 @@ STRATEGIES: dict[str, dict[str, Any] | None] = {
 SHIPPED = "AMN, downsample 8"  # in configs/mmpretrain/_base_/amn.py
 TARGETS = {"flops_ratio": 1.01, "step_ratio": 1.02, "memory_ratio": 1.02}  # of SHIPPED, at most
 EVERY_ROUND = ("stock", "RandomMasking", SHIPPED)
+PATH_BATCH = 64
 KEY = ("model", "strategy", "device", "batch", "amp", "compile")
 
 
@@ -218,33 +219,37 @@ def measure(size: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def mask_path(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Images to visible tokens beside mmpretrain's own random_masking of tokens, at ViT-B's sizes.
-
-    What the shipped network may cost is the row ``target``: the time of the stock path, and that
-    of the network's FLOPs at the speed of a convolution of its hidden layers' size.
-    """
-    batch = args.batch or 64
+def mask_paths(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Images to visible tokens, at ViT-B's sizes, and what the learned path is compared with."""
+    batch = args.batch or PATH_BATCH
     images = torch.randn(batch, 3, 224, 224, device=args.device)
     tokens = torch.randn(batch, 196, 768, device=args.device)
     reference = build("tiny", None, args.device).backbone
     random = build("tiny", dict(type="RandomMasking"), args.device).masking
     learned = build("tiny", STRATEGIES[SHIPPED], args.device).masking
-    network = learned.network
-    hidden = torch.randn(batch, 32, 224 // network.downsample, 224 // network.downsample)
-    hidden = hidden.to(args.device)
+    side = 224 // learned.network.downsample
+    hidden = torch.randn(batch, 32, side, side, device=args.device)
     convolution = torch.nn.Conv2d(32, 32, 3, padding=1).to(args.device)
 
     def visible(patch_mask: PatchMask) -> None:
         patch_mask.gather_visible(tokens)
 
-    paths: dict[str, Callable[[], Any]] = {
+    return {
         "stock": lambda: reference.random_masking(tokens, 0.75),
         "RandomMasking": lambda: visible(random(images)),
         SHIPPED: lambda: visible(learned(images)),
-        "its network alone": lambda: network(images),
+        "its network alone": lambda: learned.network(images),
         "a convolution": lambda: convolution(hidden),
     }
+
+
+def mask_path(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Images to visible tokens beside mmpretrain's own random_masking of tokens, forward only.
+
+    What the shipped network may cost is the row ``target``: the time of the stock path, and that
+    of the network's FLOPs at the speed of a convolution of its hidden layers' size.
+    """
+    paths = mask_paths(args)
     times: dict[str, list[float]] = {name: [] for name in paths}
     with torch.no_grad():
         for turn in range(args.warmup + 5 * args.rounds):
@@ -267,7 +272,8 @@ def mask_path(args: argparse.Namespace) -> list[dict[str, Any]]:
         ratio, low, high = ratio_of(measured, times["stock"])
         rows.append(
             dict(
-                model="mask path", strategy=name, device=args.device, batch=batch, amp=False,
+                model="mask path", strategy=name, device=args.device,
+                batch=args.batch or PATH_BATCH, amp=False,
                 compile=False, rounds=5 * args.rounds,
                 step_ms=f"{1000 * statistics.median(measured):.4g}",
                 step_ratio=f"{ratio:.4f}", step_low=f"{low:.4f}", step_high=f"{high:.4f}",
@@ -279,31 +285,37 @@ def mask_path(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def profile(size: str, args: argparse.Namespace) -> None:
-    """Print the operators in which a step with the shipped network differs most from the stock
-    one: self time of both, over some steps.
+    """Print the operators in which a step, or the mask path, with the shipped network differs most
+    from the stock one: self time of both, mean over the rounds.
     """
-    images = torch.randn(
-        args.batch or SIZES[size][3], 3, SIZES[size][2], SIZES[size][2], device=args.device
-    )
-    stock = build(size, None, args.device)
-    models = {"stock": stock, SHIPPED: share(build(size, STRATEGIES[SHIPPED], args.device), stock)}
+    if size == "path":
+        paths = mask_paths(args)
+    else:
+        shape = (args.batch or SIZES[size][3], 3, SIZES[size][2], SIZES[size][2])
+        images = torch.randn(shape, device=args.device)
+        stock = build(size, None, args.device)
+        learned = share(build(size, STRATEGIES[SHIPPED], args.device), stock)
+        paths = {
+            name: step_of(model, images, args.amp, False, {})
+            for name, model in (("stock", stock), (SHIPPED, learned))
+        }
+    key = f"self_{'device' if args.device == 'cuda' else 'cpu'}_time_total"
     spent: dict[str, dict[str, float]] = {}
-    steps = {name: step_of(model, images, args.amp, False, {}) for name, model in models.items()}
-    for name, step in steps.items():
-        step()
-        with torch.profiler.profile() as profiler:
-            for _ in range(args.rounds):
-                step()
-        key = f"self_{'device' if args.device == 'cuda' else 'cpu'}_time_total"
+    for name in ("stock", SHIPPED):
+        with torch.set_grad_enabled(size != "path"):
+            paths[name]()
+            with torch.profiler.profile() as profiler:
+                for _ in range(args.rounds):
+                    paths[name]()
         spent[name] = {
             event.key: getattr(event, key) / 1000 / args.rounds for event in profiler.key_averages()
         }
+    print(f"{size}, ms: stock {sum(spent['stock'].values()):.1f}, ", end="")
+    print(f"{SHIPPED} {sum(spent[SHIPPED].values()):.1f}")
     operators = {name for times in spent.values() for name in times}
     more = {o: spent[SHIPPED].get(o, 0.0) - spent["stock"].get(o, 0.0) for o in operators}
-    print(f"{size}, ms a step: stock {sum(spent['stock'].values()):.1f}, ", end="")
-    print(f"{SHIPPED} {sum(spent[SHIPPED].values()):.1f}")
     for operator in sorted(operators, key=lambda o: -abs(more[o]))[:15]:
-        before, after = (spent[name].get(operator, 0.0) for name in models)
+        before, after = (spent[name].get(operator, 0.0) for name in ("stock", SHIPPED))
         print(f"{operator[:50]:50s} {before:8.2f} {after:8.2f}  {after - before:+8.2f}")
 
 
@@ -402,7 +414,7 @@ def verdicts(rows: list[dict[str, str]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The price of a masking strategy.")
     parser.add_argument("--models", nargs="*", choices=[*SIZES, "path"], default=[*SIZES, "path"])
-    parser.add_argument("--profile", choices=[*SIZES], help="of this model, instead")
+    parser.add_argument("--profile", choices=[*SIZES, "path"], help="of one, instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="images; by default few, for a CPU")
     parser.add_argument("--rounds", type=int, default=12)
