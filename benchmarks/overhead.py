@@ -389,8 +389,8 @@ def verdicts(rows: list[dict[str, str]]) -> list[str]:
     """The shipped network beside its targets, a line per model and setting."""
     limits = ", ".join(f"{name.removesuffix('_ratio')} {most}" for name, most in TARGETS.items())
     lines = [
-        f"`{SHIPPED}` is the shipped network. It may cost at most: {limits}; its mask path",
-        "no more than the row `target`.",
+        f"`{SHIPPED}` is the shipped network. It may cost at most: {limits};",
+        "its mask path no more than the row `target`.",
         "",
     ]
     path = {row["strategy"]: float(row["step_ms"]) for row in rows if row["model"] == "mask path"}
