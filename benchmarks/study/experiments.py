@@ -136,7 +136,6 @@ EQUAL_FLOPS: dict[str, dict[str, int]] = {
     "shapes": {
         "random": 25,
         "adversarial": 25,
-        "found by search": 22,
         "hard patches": 25,
         "color noise, red": 25,
         "block": 30,
@@ -144,13 +143,7 @@ EQUAL_FLOPS: dict[str, dict[str, int]] = {
     "digits": {},
 }
 EQUAL_TIME: dict[str, dict[str, int]] = {
-    "shapes": {
-        "random": 25,
-        "adversarial": 21,
-        "found by search": 20,
-        "color noise, red": 24,
-        "block": 27,
-    },
+    "shapes": {"random": 25, "adversarial": 21, "block": 27},
     "digits": {},
 }
 
