@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import itertools
 import json
 import shutil
@@ -14,10 +15,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.config import Config
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from amn_masking import PatchMask
+from amn_masking import AdversarialMasking, PatchMask
 from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.evidence import write_evidence
@@ -201,6 +203,16 @@ def test_what_the_search_found_is_its_best_committed_trial(data):
     whole = max(map(len, probes.values()))  # the others were pruned
     best = max(probes, key=lambda one: (len(probes[one]) == whole, np.mean(probes[one])))
     assert json.loads(best)["masking"] == FOUND[data]
+
+
+@pytest.mark.parametrize("name", ["mae_amn_vit-b.py", "mae_amn_vit-tiny_photos.py"])
+def test_the_shipped_configs_mask_as_the_search_found(name):
+    model = Config.fromfile(RESULTS.parents[1] / "configs/mmpretrain" / name).model
+    found = FOUND["shapes"]
+    shipped = {"mask_ratio": model.backbone.get("mask_ratio"), **model.masking}
+    defaults = inspect.signature(AdversarialMasking).parameters
+    for option in set(found) - {"network"}:
+        assert shipped.get(option, getattr(defaults.get(option), "default", None)) == found[option]
 
 
 @pytest.mark.parametrize("chosen", [EQUAL_FLOPS, EQUAL_TIME])

@@ -4,12 +4,11 @@
 # may not both say `model`. To change a setting from the command line, name the place where it
 # counts, such as model.masking.network.downsample.
 
-# Each config adds its own mask ratio and strength: the two belong together. In a prototype on small
-# handwritten digits (one to three seeds and another recipe, so a hint and no evidence) adversarial
-# masks at MAE's usual ratio of 0.75 made the features much worse than random masks did, because
-# nothing worth seeing was left. Adversarial at 0.25, and a curriculum from cooperative to
-# adversarial at 0.75, did no harm there. The shipped configs use those two pairs. Nothing is shown
-# yet for this network and estimator, or at the scale of ImageNet.
+# Each config adds its own mask ratio, which belongs together with the strength. In the study of
+# docs/evidence.md, on small images, adversarial masks (strength +1, the default) made better
+# features than random masks at ratios of 0.25 to 0.375, were no better at 0.75 on one kind of image
+# and ruinous there on the other. A search over the other options found nothing above this default.
+# Nothing is shown at the scale of ImageNet.
 base_masking = dict(
     type="AdversarialMasking",
     # As hard masks as at 1, for next to nothing: docs/evidence.md.
