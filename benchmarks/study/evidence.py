@@ -178,7 +178,11 @@ def beside(
     found = [compare(probe[one], probe[reference]) for one in others]
     corrected = holm([comparison.p for comparison in found])
     texts = {
-        one: [f"{comparison.mean:+.3f}", interval(comparison), f"{p:.3f}"]
+        one: [
+            f"{comparison.mean:+.3f}",
+            interval(comparison),
+            f"{p:.3f}" if p >= 0.001 else "<0.001",
+        ]
         for one, comparison, p in zip(others, found, corrected, strict=True)
     }
     return {reference: ["", "", ""], **texts}
