@@ -393,13 +393,20 @@ def verdicts(rows: list[dict[str, str]]) -> list[str]:
         "its mask path no more than the row `target`.",
         "",
     ]
-    path = {row["strategy"]: float(row["step_ms"]) for row in rows if row["model"] == "mask path"}
-    for row in rows:
-        if row["strategy"] != SHIPPED:
-            continue
+    path = {
+        (row["strategy"], row["device"], row["batch"]): float(row["step_ms"])
+        for row in rows
+        if row["model"] == "mask path"
+    }
+    order = [*SIZES, "mask path"]
+    shipped = [row for row in rows if row["strategy"] == SHIPPED]
+    for row in sorted(shipped, key=lambda row: order.index(row["model"])):
+        where = f"{row['model']}, {row['device']}, batch {row['batch']}"
+        where += ", bf16" * (row["amp"] == "True") + ", compiled" * (row["compile"] == "True")
         if row["model"] == "mask path":
-            word = "met" if path[SHIPPED] <= path["target"] else "missed"
-            lines.append(f"- mask path: {path[SHIPPED]:g} ms of {path['target']:g}: {word}")
+            spent, most = (path[s, row["device"], row["batch"]] for s in (SHIPPED, "target"))
+            word = "met" if spent <= most else "**missed**"
+            lines.append(f"- {where}: {spent:g} ms of {most:g}: {word}")
             continue
         found = {name: float(row[name]) for name in TARGETS}
         texts = [
@@ -407,7 +414,7 @@ def verdicts(rows: list[dict[str, str]]) -> list[str]:
             + ("" if found[name] <= most else " **missed**")
             for name, most in TARGETS.items()
         ]
-        lines.append(f"- {row['model']}, {row['device']}: {', '.join(texts)}")
+        lines.append(f"- {where}: {', '.join(texts)}")
     return lines
 
 

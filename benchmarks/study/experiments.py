@@ -46,11 +46,6 @@ TRIED: dict[str, dict[str, dict[str, Any]]] = {
         "25 epochs": dict(epochs=25),
         "25 epochs, lr 0.008": dict(epochs=25, lr=8e-3),
     },
-    "clutter": {
-        "9 patches": dict(patch=12),
-        "36 patches": dict(patch=6),
-        "192 wide, lr 0.002": dict(width=192, lr=2e-3),
-    },
 }
 
 

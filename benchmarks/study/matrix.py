@@ -54,14 +54,17 @@ def rows_of_seed(data: str, seed: int) -> list[store.Row]:
 
 
 def read(results: Path) -> list[store.Row]:
-    """The rows of the strategies that the matrix has now."""
+    """The rows of the seeds that have the strategies which the matrix has now, and no others."""
     path = csv_of(results, "matrix")
     if not path.exists():
         return []
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        found.setdefault((row["data"], row["seed"]), set()).add(row["settings"])
     known = {data: {setting.to_json() for setting in matrix(data)} for data in USABLE}
-    return [row for row in rows if row["settings"] in known[row["data"]]]
+    return [row for row in rows if found[row["data"], row["seed"]] == known[row["data"]]]
 
 
 def write(data: str, seeds: Sequence[int], jobs: int, results: Path) -> None:

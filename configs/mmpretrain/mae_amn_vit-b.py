@@ -10,7 +10,7 @@ _base_ = [
 
 # Adversarial at a quarter masked: see _base_/amn.py for why. The encoder then sees three times the
 # tokens of the stock recipe at 0.75, and a step takes 1.9 times its FLOPs; 0.375 takes 1.7 times.
-# Adversarial masks at 0.75 and the stock cost have only done harm so far.
+# At 0.75 and the stock cost adversarial masks have helped nowhere so far.
 model = dict(
     type="amn_masking.MAE",
     masking=dict(mask_ratio=0.25, **_base_.base_masking),

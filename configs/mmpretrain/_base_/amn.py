@@ -5,10 +5,10 @@
 # counts, such as model.masking.network.downsample.
 
 # Each config adds its own mask ratio, which belongs together with the strength. In the study of
-# docs/evidence.md, on small images, adversarial masks (strength +1, the default) made better
-# features than random masks at ratios of 0.25 to 0.375, were no better at 0.75 on one kind of image
-# and ruinous there on the other. A search over the other options found nothing above this default.
-# Nothing is shown at the scale of ImageNet.
+# docs/evidence.md adversarial masks (strength +1, the default) made better features than random
+# masks on one of two kinds of small images, at ratios of 0.25 to 0.375, and as good ones on the
+# other at 0.25. At 0.75 they were no better on the first and ruinous on the second. A small search
+# over the other options found nothing above this default. Nothing is shown at ImageNet's scale.
 base_masking = dict(
     type="AdversarialMasking",
     # As hard masks as at 1, for next to nothing: docs/evidence.md.
