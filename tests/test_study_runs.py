@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,6 +232,24 @@ def test_the_matrix_has_each_autoencoder_under_each_strategy_s_masks(tmp_path, m
         for mask in masks
     ]
     assert [float(r["error"]) for r in rows] == pytest.approx([float(e) for e in slow], rel=1e-5)
+
+
+def test_a_seed_of_other_strategies_is_no_seed_of_the_matrix(tmp_path, monkeypatch, capsys):
+    settings = [setting.to_json() for setting in matrix.matrix("shapes")]
+    rows = [
+        dict.fromkeys(matrix.COLUMNS, "") | dict(data="shapes", seed=seed, settings=known)
+        for seed, held in (("100", settings), ("101", settings[1:]), ("102", [*settings, "old"]))
+        for known in held
+    ]
+    store.write(csv_of(tmp_path, "matrix"), rows, matrix.COLUMNS)
+    assert {row["seed"] for row in matrix.read(tmp_path)} == {"100"}
+
+    monkeypatch.setattr(matrix, "workers", lambda jobs: ThreadPoolExecutor(jobs))
+    anew = [dict(row, seed="101") for row in rows if row["seed"] == "100"]
+    monkeypatch.setattr(matrix, "rows_of_seed", lambda data, seed: anew)
+    matrix.write("shapes", [100, 101], 1, tmp_path)
+    assert "matrix: 1 seeds to do" in capsys.readouterr().out
+    assert {row["seed"] for row in matrix.read(tmp_path)} == {"100", "101"}
 
 
 @pytest.mark.slow
