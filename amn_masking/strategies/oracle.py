@@ -21,7 +21,7 @@ class OracleMasking(RankedMasking):
         mask_ratio: share of the patches to mask, in (0, 1).
         patch_size: side of a patch in pixels, or (height, width).
         error: gives the ``(B, L)`` error of each patch of ``(B, C, H, W)`` images. In mmpretrain it
-            is taken from the method: the mean over ``draws`` random masks of the error at the
+            is taken from the method: the mean over random masks of the error at the
             patches that they hide.
         draws: the least number of random masks that are tried, in rounds that hide every patch:
             at ratio 0.25 four masks a round, at 0.75 two.

@@ -1,6 +1,7 @@
 """A fair comparison of masking strategies at a size for two CPU cores.
 
     python -m benchmarks.study run EXPERIMENT [--seeds 0 1 2] [--jobs 2] [--data shapes]
+    python -m benchmarks.study search | steps | matrix
     python -m benchmarks.study tables
     python -m benchmarks.study smoke
 
@@ -9,6 +10,9 @@
 any time and called again. Seeds below 100 are for tuning, the others for reports, on other images
 (data.py). ``tables`` writes docs/results/study.md and its figures from these files. ``smoke`` runs
 the smallest experiment anew in a folder of its own and prints its numbers beside the committed.
+
+``search`` looks for better options of the learned mask, ``steps`` times a step of each strategy in
+turns, ``matrix`` tests each autoencoder under the masks of all strategies.
 
 To study another strategy, or another option of one, add a ``Setting`` with its ``masking=`` config
 to an experiment. Settings are recorded with each row; tables take the rows of the settings that

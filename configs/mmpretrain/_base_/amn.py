@@ -11,7 +11,7 @@
 # over the other options found nothing above this default. Nothing is shown at ImageNet's scale.
 base_masking = dict(
     type="AdversarialMasking",
-    # As hard masks as at 1, for next to nothing: docs/evidence.md.
+    # About as hard masks as at 1, for next to nothing: docs/evidence.md.
     network=dict(downsample=8),
     threshold=dict(type="quantile"),
     estimator=dict(type="straight_through"),
