@@ -43,9 +43,10 @@ TRIED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "digits": {
         "36 patches": dict(patch=6),
-        "25 epochs": dict(epochs=25),
-        "25 epochs, lr 0.008": dict(epochs=25, lr=8e-3),
+        "36 patches, 25 epochs": dict(patch=6, epochs=25),
+        "36 patches, 25 epochs, lr 0.008": dict(patch=6, epochs=25, lr=8e-3),
     },
+    "clutter": {"36 patches": dict(patch=6)},
 }
 
 
