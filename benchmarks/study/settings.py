@@ -43,8 +43,8 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe("digits", side=36, channels=1, patch=9, epochs=50, lr=4e-3),
-    "clutter": Recipe("clutter", side=36, channels=3, patch=9, epochs=50, lr=4e-3),
+    "digits": Recipe("digits", side=36, channels=1, patch=6, epochs=25, lr=4e-3),
+    "clutter": Recipe("clutter", side=36, channels=3, patch=6, epochs=25, lr=4e-3),
     "shapes": Recipe("shapes", side=36, channels=3, patch=9, epochs=25, lr=5e-3),
     "digits8": Recipe("digits8", side=8, channels=1, patch=2, width=16, layers=1, epochs=2),
 }
