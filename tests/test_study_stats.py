@@ -196,12 +196,12 @@ def test_the_reports_ratios_are_the_best_of_the_committed_tuning_rows(data):
 
 @pytest.mark.parametrize("data", FOUND)
 def test_what_the_search_found_is_its_best_committed_trial(data):
-    probes: dict[str, list[float]] = {}
+    worths: dict[str, list[float]] = {}
     for found in tables.of_split(store.read(csv_of(RESULTS, "search")), "tune", data):
         if found["strategy"] != "random":
-            probes.setdefault(found["settings"], []).append(float(found["probe"]))
-    whole = max(map(len, probes.values()))  # the others were pruned
-    best = max(probes, key=lambda one: (len(probes[one]) == whole, np.mean(probes[one])))
+            worths.setdefault(found["settings"], []).append(store.worth(found))
+    whole = max(map(len, worths.values()))  # the others were pruned
+    best = max(worths, key=lambda one: (len(worths[one]) == whole, np.mean(worths[one])))
     assert json.loads(best)["masking"] == FOUND[data]
 
 

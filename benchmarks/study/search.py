@@ -105,20 +105,20 @@ def search(data: str, trials: int, jobs: int, results: Path) -> None:
         study.enqueue_trial(parameters)
     with workers(jobs) as pool:
 
-        def probes(setting: Setting, seeds: tuple[int, ...]) -> list[float]:
+        def worths(setting: Setting, seeds: tuple[int, ...]) -> list[float]:
             run_all("search", [(setting, seed) for seed in seeds], pool, results)
             known = {store.key(row): row for row in store.read(csv_of(results, "search"))}
-            return [float(known[setting.to_json(), str(seed)]["probe"]) for seed in seeds]
+            return [store.worth(known[setting.to_json(), str(seed)]) for seed in seeds]
 
         baseline = random(recipe, CHOSEN[data]["random"])
-        probes(baseline, tuple(seed for part in ROUNDS for seed in part))
+        worths(baseline, tuple(seed for part in ROUNDS for seed in part))
         for _ in range(trials):
             trial = study.ask()
             setting = suggest(trial, recipe)
             found: list[float] = []
             pruned = False
             for step, seeds in enumerate(ROUNDS):
-                found += probes(setting, seeds)
+                found += worths(setting, seeds)
                 trial.report(float(np.mean(found)), step)
                 pruned = step + 1 < len(ROUNDS) and trial.should_prune()
                 if pruned:
