@@ -60,10 +60,8 @@ def tried() -> list[Setting]:
     ]
 
 
-RATIOS = (0.125, 0.25, 0.375, 0.5, 0.75, 0.875)  # of 16 patches: 2 to 14 masked
-# A run of digits takes three times as long: fewer ratios, and of the others those that shapes say
-# most about.
-GRID_RATIOS = {"shapes": RATIOS, "digits": (0.25, 0.375, 0.5, 0.75)}
+RATIOS = (0.125, 0.25, 0.375, 0.5, 0.75, 0.875)
+# A run of digits takes three times as long: of the others those that shapes say most about.
 OTHER_RATIOS = {"shapes": (0.25, 0.375, 0.5, 0.75), "digits": (0.25, 0.5, 0.75)}
 ON_DIGITS = ("block", "color noise, red", "oracle")
 
@@ -81,7 +79,7 @@ def grid() -> list[Setting]:
     return [
         setting
         for data in USABLE
-        for ratio in GRID_RATIOS[data]
+        for ratio in RATIOS
         for setting in (
             random(RECIPES[data], ratio),
             *(learned(RECIPES[data], ratio, strength) for strength in STRENGTHS),
