@@ -66,12 +66,14 @@ OTHER_RATIOS = {"shapes": (0.25, 0.375, 0.5, 0.75), "digits": (0.25, 0.5, 0.75)}
 ON_DIGITS = ("block", "color noise, red", "oracle")
 
 
-# What is not run on report seeds. Of shapes: below random masks on the tuning seeds, or below
-# another of its kind, and no control.
+# What is not run on report seeds: below random masks on the tuning seeds and no control, below
+# another of its kind, or without weights where the weighted is no better than random masks.
 SCREENED: dict[str, tuple[str, ...]] = {
-    "shapes": ("attention", "attention, hint", "random ratio", "color noise"),
-    "digits": (),
-}
+    "shapes": (
+        "attention", "attention, hint", "random ratio", "color noise", "cooperative, unweighted",
+    ),
+    "digits": ("curriculum", "block", "color noise, red", "oracle", "adversarial, unweighted"),
+}  # fmt: skip
 
 
 def grid() -> list[Setting]:
@@ -135,7 +137,16 @@ CHOSEN: dict[str, dict[str, float]] = {
         "shuffled": 0.375,
         "random ratio": 0.25,
     },
-    "digits": {},
+    "digits": {
+        "random": 0.5,
+        "cooperative": 0.875,
+        "frozen": 0.25,
+        "adversarial": 0.25,
+        "curriculum": 0.75,
+        "block": 0.25,
+        "color noise, red": 0.25,
+        "oracle": 0.25,
+    },
     "digits8": {"random": 0.5},
 }
 # Epochs in which a strategy at its ratio costs what random masks at theirs do: in FLOPs of the
@@ -192,8 +203,8 @@ FOUND: dict[str, dict[str, Any]] = {
 
 
 def report() -> list[Setting]:
-    """Each strategy at its own best ratio, what the search found, and the adversary's masks without
-    its weights in the loss.
+    """Each strategy at its own best ratio, what the search found, and the adversary's and the
+    cooperator's masks without their weights in the loss.
     """
     chosen = [
         setting
@@ -203,11 +214,11 @@ def report() -> list[Setting]:
     unweighted = [
         replace(
             setting,
-            strategy="adversarial, unweighted",
+            strategy=f"{setting.strategy}, unweighted",
             masking={**(setting.masking or {}), **UNWEIGHTED},
         )
         for setting in chosen
-        if setting.strategy == "adversarial"
+        if setting.strategy in ("adversarial", "cooperative")
     ]
     found = [Setting("found by search", RECIPES[data], masking) for data, masking in FOUND.items()]
     return [
