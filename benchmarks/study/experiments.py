@@ -298,13 +298,13 @@ CROSSED = (
 
 
 def matrix(data: str) -> list[Setting]:
-    """The strategies of the cross-mask matrix, at one ratio for all."""
+    """The strategies of the cross-mask matrix that this data has, at one ratio for all."""
     at_half = {
         s.strategy: s
         for s in grid() + others()
         if s.recipe == RECIPES[data] and ratio_of(s.masking) == 0.5
     }
-    return [at_half[name] for name in CROSSED]
+    return [at_half[name] for name in CROSSED if name in at_half]
 
 
 def smoke() -> list[Setting]:
