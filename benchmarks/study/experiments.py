@@ -71,6 +71,7 @@ ON_DIGITS = ("block", "color noise, red", "oracle")
 SCREENED: dict[str, tuple[str, ...]] = {
     "shapes": (
         "attention", "attention, hint", "random ratio", "color noise", "cooperative, unweighted",
+        "cooperative, shuffled",
     ),
     "digits": ("curriculum", "block", "color noise, red", "oracle", "adversarial, unweighted"),
 }  # fmt: skip
@@ -202,7 +203,7 @@ FOUND: dict[str, dict[str, Any]] = {
 
 def report() -> list[Setting]:
     """Each strategy at its own best ratio, what the search found, and the adversary's and the
-    cooperator's masks without their weights in the loss.
+    cooperator's masks without their weights in the loss, the cooperator's also on other images.
     """
     chosen = [
         setting
@@ -218,10 +219,20 @@ def report() -> list[Setting]:
         for setting in chosen
         if setting.strategy in ("adversarial", "cooperative")
     ]
+    # Of cooperative masks where they are best, how much is where and not what?
+    shuffled = [
+        replace(
+            setting,
+            strategy="cooperative, shuffled",
+            masking=dict(type="ShuffledMasking", masking=setting.masking),
+        )
+        for setting in chosen
+        if setting.strategy == "cooperative"
+    ]
     found = [Setting("found by search", RECIPES[data], masking) for data, masking in FOUND.items()]
     return [
         setting
-        for setting in chosen + unweighted + found
+        for setting in chosen + unweighted + shuffled + found
         if setting.strategy not in SCREENED[setting.recipe.data]
     ]
 
