@@ -273,6 +273,7 @@ TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
     "report": beside_random("report"),
     "flops": beside_random("flops"),
     "time": beside_random("time"),
+    "long": beside_random("long"),
     "masks": means("report", "report", MASKS),
     "matrix": crossed,
     "errors": means("report", "report", ERRORS),

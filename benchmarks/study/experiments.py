@@ -256,6 +256,19 @@ def time() -> list[Setting]:
     return within(EQUAL_TIME)
 
 
+# Twice the epochs: does the lead of the best last?
+LASTING = {"shapes": ("random", "adversarial"), "digits": ("random", "cooperative, unweighted")}
+
+
+def long() -> list[Setting]:
+    """Random masks and the best learned ones, trained for twice as long."""
+    return [
+        replace(setting, recipe=replace(setting.recipe, epochs=2 * setting.recipe.epochs))
+        for setting in report()
+        if setting.strategy in LASTING[setting.recipe.data]
+    ]
+
+
 # What each guard of the adversary is there for: taken away, or another one added.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "": dict(),
@@ -336,5 +349,6 @@ def tiny() -> list[Setting]:
 
 EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
-    "smoke": smoke, "report": report, "flops": flops, "time": time, "tiny": tiny,
+    "smoke": smoke, "report": report, "flops": flops, "time": time, "long": long,
+    "tiny": tiny,
 }  # fmt: skip
