@@ -14,6 +14,7 @@ from mmpretrain.utils import register_all_modules
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import benchmarks.study.variance  # noqa: F401  (registers a strategy)
 from benchmarks.study.data import MARGIN, Images
 from benchmarks.study.settings import Setting
 
