@@ -61,8 +61,8 @@ def key(row: Row) -> tuple[str, str]:
 
 
 def worth(row: Row) -> float:
-    """What the search maximises, the mean of linear probe and nearest neighbours: of seeds paired,
-    it moves less than either from run to run.
+    """What the search maximises, the mean of linear probe and nearest neighbours: on shapes, paired
+    by seed, it moves less than either from run to run.
     """
     return (float(row["probe"]) + float(row["knn"])) / 2
 
