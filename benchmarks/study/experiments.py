@@ -74,9 +74,9 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-# What is not run on report seeds: on shapes others that are below random masks on the tuning seeds,
-# or below another of their kind; on digits, with runs three times as long, all that is far below them;
-# and variants of a strategy that is no better than random masks itself.
+# What is not run on report seeds: of shapes the others that are below random masks on the tuning
+# seeds, or below another of their kind; of digits, whose runs take three times as long, all that is
+# far below them; and variants of a strategy that is no better than random masks itself.
 SCREENED: dict[str, tuple[str, ...]] = {
     "shapes": (
         "attention", "attention, hint", "random ratio", "color noise", "cooperative, unweighted",

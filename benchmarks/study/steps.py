@@ -66,8 +66,7 @@ def measure(settings: Sequence[Setting], rounds: int = ROUNDS) -> list[dict[str,
 
 def encoder_flops(setting: Setting, images: Tensor) -> float:
     """FLOPs per image of the encoder in a step: of every pass forward, and of the one that is
-    trained backward, which is taken as twice its forward. Of the
-    report's only the oracle has other passes.
+    trained backward, which is taken as twice its forward. The oracle, for one, has other passes.
     """
     ratio = ratio_of(setting.masking)
     if ratio is None:
