@@ -29,6 +29,7 @@ from benchmarks.study.queue import csv_of
 from benchmarks.study.settings import RECIPES, USABLE, learned, random, ratio_of
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.tables import write_all
+from benchmarks.study.variance import LeastVarianceMasking
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
@@ -221,6 +222,7 @@ def test_the_epochs_at_equal_cost_are_those_of_the_committed_measurement(chosen)
     with (RESULTS / "study_steps.csv").open(newline="") as file:
         measured = {(row["data"], row["settings"]): row for row in csv.DictReader(file)}
     for data, epochs in chosen.items():
+        assert set(epochs) <= {s.strategy for s in report() if s.recipe.data == data}
         for setting in report():
             if setting.recipe.data == data and setting.strategy in epochs:
                 found = steps.epochs(measured[data, setting.to_json()], cost)
@@ -240,3 +242,11 @@ def test_no_experiment_has_a_setting_twice(name):
     assert len(set(settings)) == len(settings)
     labels = [(s.recipe.data, s.strategy, ratio_of(s.masking)) for s in EXPERIMENTS[name]()]
     assert len(set(labels)) == len(labels)
+
+
+def test_least_variance_masks_the_flattest_patches():
+    images = torch.zeros(1, 1, 4, 4)
+    images[0, 0, :2, :2] = torch.tensor([[0.0, 2], [2, 0]])
+    images[0, 0, 2:, 2:] = torch.tensor([[0.0, 1], [1, 0]])
+    masking = LeastVarianceMasking(mask_ratio=0.5, patch_size=2)
+    assert masking(images).mask.tolist() == [[0, 1, 1, 0]]

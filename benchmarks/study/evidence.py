@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,12 @@ def mean(values: dict[int, float] | None) -> str:
     return f"{np.mean(list(values.values())):.3f}" if values else ""
 
 
+def counted(counts: Collection[int], split: str) -> str:
+    """How many seeds of a split the cells of a table have."""
+    words = SPLITS[split] if set(counts) != {1} else SPLITS[split].removesuffix("s")
+    return f"{' or '.join(map(str, sorted(counts)))} {words}"
+
+
 def recipe(results: Path) -> list[str]:
     """Which recipes are usable."""
     metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune"}
@@ -105,7 +111,7 @@ def grid(results: Path) -> list[str]:
         if not seeds:
             continue
         lines += [
-            "", f"{data}, {'/'.join(map(str, sorted(seeds)))} tuning seeds:", "",
+            "", f"{data}, {counted(seeds, 'tune')}:", "",
             line("masks", *(f"{ratio:g}" for ratio in ratios)), line(*["---"] * (1 + len(ratios))),
         ]  # fmt: skip
         for name in STRENGTHS:
@@ -136,7 +142,7 @@ def beside_random(experiment: str) -> Callable[[Path], list[str]]:
                 column for one in references for column in (f"less {one[0]}", "95 %", "p")
             ]
             lines += [
-                "", f"{data}, {len(probe[references[0]])} report seeds:", "",
+                "", f"{data}, {counted({len(probe[references[0]])}, 'report')}:", "",
                 line("masks", "ratio", "epochs", "probe", *differences),
                 line(*["---"] * (4 + len(differences))),
             ]  # fmt: skip
@@ -160,7 +166,7 @@ def beside_random(experiment: str) -> Callable[[Path], list[str]]:
     return tables
 
 
-FREE = ("block", "color noise", "color noise, red", "random ratio")
+FREE = ("block", "color noise", "color noise, red", "random ratio", "least variance")
 
 
 def best_free(results: Path, data: str) -> str | None:
@@ -200,9 +206,9 @@ def means(experiment: str, split: str, metrics: Sequence[str]) -> Callable[[Path
             if not values:
                 continue
             cells = list(dict.fromkeys(map(cell, rows)))
-            seeds = sorted({len({r["seed"] for r in rows if cell(r) == c}) for c in cells})
+            seeds = {len({r["seed"] for r in rows if cell(r) == c}) for c in cells}
             lines += [
-                "", f"{data}, {' or '.join(map(str, seeds))} {SPLITS[split]}:", "",
+                "", f"{data}, {counted(seeds, split)}:", "",
                 line("masks", "ratio", *values), line(*["---"] * (2 + len(values))),
             ]  # fmt: skip
             for one in cells:
@@ -227,8 +233,9 @@ def crossed(results: Path) -> list[str]:
         names = list(dict.fromkeys(trained for trained, _ in errors))
         means = {pair: float(np.mean(values)) for pair, values in errors.items()}
         least = {under: min(means[trained, under] for trained in names) for under in names}
+        count = len(next(iter(errors.values())))
         lines += [
-            "", f"{data}, ratio 0.5, {len(next(iter(errors.values())))} report seeds:", "",
+            "", f"{data}, ratio 0.5, {counted({count}, 'report')}:", "",
             line("trained with", *names), line(*["---"] * (1 + len(names))),
         ]  # fmt: skip
         for trained in names:

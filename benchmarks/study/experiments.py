@@ -164,6 +164,7 @@ CHOSEN: dict[str, dict[str, float]] = {
         "curriculum": 0.75,
         "block": 0.25,
         "color noise, red": 0.25,
+        "least variance": 0.875,
         "oracle": 0.25,
     },
     "digits8": {"random": 0.5},
