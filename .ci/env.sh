@@ -46,4 +46,7 @@ if ! { make_venv && echo "$place" >"$folder/.place" && pip --upgrade pip && pip 
     fi
     fail "the installation failed, see above"
 fi
+# yapf, which mmengine imports, writes a cache when it is first imported; two test workers that begin
+# together would read half of one.
+run "$folder/bin/python" -c 'import mmengine.config' || { tail -n 15 "$log" >&2; fail "mmengine cannot be imported, see above"; }
 echo "$want" >"$stamp"
