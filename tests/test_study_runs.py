@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,6 +195,8 @@ def test_fine_tuning_beats_chance_and_depends_on_where_it_starts():
 @pytest.mark.slow
 def test_a_search_goes_on_where_it_was_and_prunes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(search, "UNPRUNED", 1)
+    # Of the true worth of such small runs another processor makes another order.
+    monkeypatch.setattr(store, "worth", lambda row: -float(row["mask_ratio"]))
     search.search("digits8", trials=2, jobs=1, results=tmp_path)
     before = store.read(csv_of(tmp_path, "search"))
     first = trials_of(capsys.readouterr().out)
@@ -205,7 +208,13 @@ def test_a_search_goes_on_where_it_was_and_prunes(tmp_path, monkeypatch, capsys)
     assert len(lines) == 4
     seeds = [2 if ", pruned: " in line else 4 for line in lines]
     assert len(rows) == 4 + sum(seeds)  # and the random masks'
-    assert 2 in seeds
+    # Pruned is what after two seeds is below the median of the trials that were run whole.
+    worths = [store.worth(row) for row in rows[4:]]
+    halves = [np.mean(worths[sum(seeds[:trial]) :][:2]) for trial in range(4)]
+    for trial in range(1, 4):
+        whole = [half for half, count in zip(halves[:trial], seeds, strict=False) if count == 4]
+        assert (seeds[trial] == 2) == (halves[trial] < np.median(whole)), trial
+    assert seeds[:3] == [4, 2, 2]  # at ratios of 0.25, 0.75 and 0.5
 
 
 def trials_of(out: str) -> list[str]:
