@@ -22,7 +22,7 @@ from benchmarks.study.finetune import finetune
 from benchmarks.study.measures import reference_masks
 from benchmarks.study.queue import csv_of, run_all, workers
 from benchmarks.study.runs import run
-from benchmarks.study.settings import RECIPES, learned, random
+from benchmarks.study.settings import RECIPES, Setting, learned, random
 from benchmarks.study.training import InMemoryImages, build, features, make_runner, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,3 +280,11 @@ def test_steps_are_beside_those_of_random_masks():
     assert steps.epochs(rows[1] | {"step_ratio": "0.5"}, "step_ratio") == 2 * TINY.epochs
     with pytest.raises(ValueError, match="one setting of random masks to compare with"):
         steps.measure([learnt])
+
+
+def test_passes_that_only_look_count_forward_alone():
+    ratio = 0.75
+    oracle = Setting("oracle", TINY, dict(type="OracleMasking", mask_ratio=ratio, draws=4))
+    rows = steps.measure([random(TINY, ratio), oracle], rounds=1)
+    # A step is one pass forward and two passes' worth backward; the four looks have no backward.
+    assert float(rows[1]["flops_ratio"]) == pytest.approx((3 + 4) / 3, abs=1e-3)
