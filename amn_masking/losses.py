@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amn_masking.checks import check_tensor
 from amn_masking.mask import PatchMask
+from amn_masking.patches import masked_mean, pool_to_patches
 
 CRITERIA = {"L1": F.l1_loss, "L2": F.mse_loss}
 
@@ -54,9 +56,9 @@ class CombinedAdversarialLoss(nn.Module):
 
     def __init__(
         self,
-        criterion: str = "L2",
+        criterion: Literal["L1", "L2"] = "L2",
         lambda_adv: float = 0.5,
-        reconstruct: str = "masked",
+        reconstruct: Literal["masked", "all"] = "masked",
         score_weighted: bool = True,
         channel: int | None = None,
     ) -> None:
@@ -103,14 +105,22 @@ class CombinedAdversarialLoss(nn.Module):
         """The parts of the loss, unweighted; arguments as for :meth:`forward`."""
         error = self.error(pred, target)
         if not isinstance(mask, PatchMask):
+            if mask is not None:
+                check_tensor(mask, "mask")
             adversarial = self._mean(error, mask)
             return LossTerms(self._reduce(error, mask), adversarial, torch.zeros_like(adversarial))
         if error.dim() == 4:
-            per_patch, hard = pool_error(error, mask.grid), mask.pixel_mask(*error.shape[-2:])
+            per_patch, hard = self.on_patches(error, mask), mask.pixel_mask(*error.shape[-2:])
         else:
             per_patch, hard = error, mask.mask
         adversarial, objective = self.adversarial_terms(per_patch, mask)
+        if self.reconstruct == "all" and mask.valid is not None:
+            return LossTerms(masked_mean(per_patch, mask.valid), adversarial, objective)
         return LossTerms(self._reduce(error, hard), adversarial, objective)
+
+    def on_patches(self, error: Tensor, patch_mask: PatchMask) -> Tensor:
+        """``(B, L)`` mean of an error of pixels, ``(B, C, H, W)``, over each patch."""
+        return pool_to_patches(error, patch_mask.grid, "an error")
 
     def adversarial_terms(self, error: Tensor, patch_mask: PatchMask) -> tuple[Tensor, Tensor]:
         """A and the masking network's objective.
@@ -120,7 +130,8 @@ class CombinedAdversarialLoss(nn.Module):
             patch_mask: the mask that the error was made under.
 
         Raises:
-            ValueError: the error is not one number per patch of this mask.
+            ValueError: the error is not one number per patch of this mask; or the strategy that
+                made the mask has weights of its own.
         """
         mask = patch_mask.mask
         if error.shape != mask.shape:
@@ -128,15 +139,24 @@ class CombinedAdversarialLoss(nn.Module):
                 f"expected a per-patch error of shape (B, L) = {tuple(mask.shape)}, got "
                 f"{tuple(error.shape)}"
             )
+        learned = patch_mask.learned
+        if learned is not None and learned.loss not in (None, self):
+            raise ValueError(
+                "the strategy was given loss=..., but its mask reaches another "
+                "CombinedAdversarialLoss, whose lambda_adv would count and not the strategy's; "
+                "leave loss out of the strategy, or use strategy.total_loss"
+            )
         weight = mask
-        if self.score_weighted and patch_mask.scores is not None:
-            weight = mask * patch_mask.scores
+        if self.score_weighted and learned is not None:
+            weight = mask * learned.relative_scores
         # By image, so that ranks of b images together do what one process does with all of them.
-        # Scores of extreme logits round to 0; then A is 0 and not a division by it.
+        # Scores of extreme logits round to 0; then A is 0 and not a division by it. An error that
+        # is not a number at a visible patch has no weight.
+        error = error.where(mask > 0, 0.0)
         adversarial = ((weight * error).sum(1) / weight.sum(1).clamp_min(1e-12)).mean()
-        if patch_mask.objective is None:
+        if learned is None:
             return adversarial, torch.zeros_like(adversarial)
-        return adversarial, patch_mask.objective(error, patch_mask)
+        return adversarial, learned.objective(error)
 
     def error(self, pred: Tensor, target: Tensor) -> Tensor:
         """Un-reduced error: ``(B, L)`` for patches (mean over D), ``(B, C, H, W)`` for images.
@@ -156,8 +176,11 @@ class CombinedAdversarialLoss(nn.Module):
         return self._mean(error, None if self.reconstruct == "all" else mask)
 
     def _mean(self, error: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return error.mean()
         # The order of operations is PixelReconstructionLoss's, so that R equals it bit for bit.
-        return error.mean() if mask is None else (error * mask).sum() / mask.sum() / self.channel
+        hidden = error.where(mask != 0, 0.0)
+        return (hidden * mask).sum() / mask.sum() / self.channel
 
     def extra_repr(self) -> str:
         return (
@@ -165,15 +188,3 @@ class CombinedAdversarialLoss(nn.Module):
             f"reconstruct={self.reconstruct!r}, score_weighted={self.score_weighted}"
         )
 
-
-def pool_error(error: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Per-patch mean of a per-pixel error: ``(B, C, H, W)`` to ``(B, L)``.
-
-    Raises:
-        ValueError: the grid does not divide the image.
-    """
-    height, width = error.shape[-2:]
-    h, w = grid
-    if height % h or width % w:
-        raise ValueError(f"an error of {height} x {width} pixels does not split into {h} x {w}")
-    return F.avg_pool2d(error, (height // h, width // w)).mean(1).flatten(1)

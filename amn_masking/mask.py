@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from amn_masking.checks import check_tensor
+from amn_masking.counts import longest_row
+from amn_masking.patches import grid_size, pool_to_patches
+
+if TYPE_CHECKING:
+    from amn_masking.learned import LearnedMask
 
 
 def invert_permutation(ids: Tensor) -> Tensor:
@@ -16,62 +24,30 @@ def invert_permutation(ids: Tensor) -> Tensor:
     return torch.empty_like(ids).scatter_(1, ids, positions)
 
 
-def longest_row(visible_counts: Tensor) -> tuple[int, Tensor | None]:
-    """The largest count, and the counts themselves, or None where all are equal.
-
-    Reads the counts, ``(B,)``, back to the host: free counts cost one synchronisation.
-    """
-    least, most = torch.aminmax(visible_counts)
-    smallest, largest = torch.stack([least, most]).tolist()
-    return largest, None if smallest == largest else visible_counts
-
-
 @dataclass(eq=False)
 class PatchMask:
     """A mask over the patches of a batch of images. 1 = masked, 0 = visible (MAE's polarity).
 
     Attributes:
         mask: ``(B, L)`` float32, exactly 0 or 1, no gradient.
-        surrogate: ``(B, L)`` float32, equal to ``mask`` bit for bit. Its gradient is the
-            estimator's, with the adversary's reversal already applied: minimising any loss of
-            the surrogate trains the masking network to *raise* it (at strength +1).
         ids_shuffle: ``(B, L)`` int64, a permutation of the patches; the visible ones come first.
         ids_restore: ``(B, L)`` int64, its inverse.
         num_visible: visible tokens per row, N. With unequal counts, the longest row's.
-        grid: patches per column and per row, ``(h, w)``, ``h * w == L``.
+        grid: (rows, columns) of patches, ``rows * columns == L``.
         visible_counts: ``(B,)`` int64 visible tokens of each image where they differ, else None.
-        logits: ``(B, L)`` the patch logits that the mask came from, carrying the (reversed)
-            gradient to the masking network; None if nothing is learned. Larger is masked first.
-        patch_scores: ``(B, L)`` in (0, 1), mean of the score map over each patch, no gradient.
-        score_map: ``(B, 1, H/d, W/d)`` in (0, 1), no gradient; ``d`` is the network's downsample.
-        threshold: ``(B,)`` float32, each image's tau on the scale of ``scores``.
-        random: ``(B, L)`` bool, True at masked patches drawn at random (``random_share``).
-        reward_scale: ``(B, L)`` float32, > 0, what the image's errors are divided by where they
-            reward the masking network; None for the errors themselves. Of the image, not of the
-            mask.
-        entropy: ``(B,)`` in [0, 1], of the logits, with a gradient that is *not* reversed; None
-            where no objective wants it.
-        objective: the estimator's: takes the per-patch error ``(B, L)`` and this mask, gives a
-            scalar of value 0 whose gradient, reversed, reaches the masking network.
-        gate: whether :meth:`gather_visible` lets the gradient through visible tokens.
+        valid: ``(B, L)`` bool, False at patches without data, which are never masked; None if
+            every patch is valid.
+        learned: what a learning strategy made beside the mask; None if nothing is learned.
     """
 
     mask: Tensor
-    surrogate: Tensor
     ids_shuffle: Tensor
     ids_restore: Tensor
     num_visible: int
     grid: tuple[int, int]
     visible_counts: Tensor | None = None
-    logits: Tensor | None = None
-    patch_scores: Tensor | None = None
-    score_map: Tensor | None = None
-    threshold: Tensor | None = None
-    random: Tensor | None = None
-    reward_scale: Tensor | None = None
-    entropy: Tensor | None = None
-    objective: Callable[[Tensor, PatchMask], Tensor] | None = None
-    gate: bool = False
+    valid: Tensor | None = None
+    learned: LearnedMask | None = None
 
     @classmethod
     def from_shuffle(
@@ -80,32 +56,36 @@ class PatchMask:
         num_visible: int,
         grid: tuple[int, int],
         visible_counts: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> PatchMask:
         """The mask that keeps the first patches of each row of ``ids_shuffle``.
 
         Args:
             ids_shuffle: ``(B, L)`` int64, a permutation of ``0..L-1`` in each row.
             num_visible: how many stay visible, the largest of ``visible_counts`` if given.
-            grid: patches per column and per row.
+            grid: (rows, columns) of patches.
             visible_counts: ``(B,)`` int64 where the images keep different numbers.
+            valid: ``(B, L)`` bool, see :attr:`valid`.
         """
         ids_restore = invert_permutation(ids_shuffle)
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
         mask = (ids_restore >= first_masked).to(torch.float32)
-        return cls(mask, mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts)
+        return cls(mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid)
 
     @classmethod
     def from_mask(cls, mask: Tensor, grid: tuple[int, int] | None = None) -> PatchMask:
         """Wrap a mask made elsewhere.
 
         Args:
-            mask: ``(B, L)``, or ``(B, h, w)`` which also gives the grid; bool or 0/1, 1 = masked.
-            grid: patches per column and per row; a square one is assumed if it is not given.
+            mask: ``(B, L)`` with ``grid``, or ``(B, h, w)``; bool or 0/1, 1 = masked.
+            grid: (rows, columns) of patches. May be left out where ``(B, L)`` is of a square.
 
         Raises:
+            TypeError: not a tensor.
             ValueError: wrong shape, values other than 0 and 1, or an image with no visible or no
                 masked patch.
         """
+        check_tensor(mask, "mask")
         if mask.dim() == 3:
             grid = (mask.shape[1], mask.shape[2])
             mask = mask.flatten(1)
@@ -115,12 +95,12 @@ class PatchMask:
             )
         length = mask.shape[1]
         if grid is None:
-            side = math.isqrt(length)
-            grid = (side, side)
-        if grid[0] * grid[1] != length:
+            grid = (math.isqrt(length), math.isqrt(length))
+        if len(grid) != 2 or grid[0] * grid[1] != length:
             raise ValueError(
-                f"a mask over {length} patches does not fill a grid of {grid[0]} x {grid[1]}; "
-                "pass grid=(h, w) with h * w equal to the number of patches"
+                f"a mask over {length} patches does not fill a grid of {' x '.join(map(str, grid))}"
+                "; pass grid=(rows, columns) with rows * columns equal to the number of patches, "
+                "or the mask as (B, rows, columns)"
             )
         hard = mask.to(torch.float32)
         if not bool(((hard == 0) | (hard == 1)).all()):
@@ -135,10 +115,34 @@ class PatchMask:
         num_visible, visible_counts = longest_row(counts)
         return cls.from_shuffle(ids_shuffle, num_visible, grid, visible_counts)
 
-    @property
-    def scores(self) -> Tensor | None:
-        """``(B, L)`` in (0, 1): sigmoid of the patch logits, no gradient; None if not learned."""
-        return None if self.logits is None else torch.sigmoid(self.logits.detach())
+    @classmethod
+    def from_pixels(cls, mask: Tensor, patch_size: int | tuple[int, int]) -> PatchMask:
+        """Wrap a mask of pixels, the inverse of :meth:`pixel_mask`.
+
+        Args:
+            mask: ``(B, H, W)`` or ``(B, 1, H, W)``; bool or 0/1, 1 = masked.
+            patch_size: side of a patch in pixels, or (height, width).
+
+        Raises:
+            TypeError: not a tensor.
+            ValueError: wrong shape, or a patch of which some pixels are masked and others are not.
+        """
+        check_tensor(mask, "mask")
+        mask = mask[:, None] if mask.dim() == 3 else mask
+        if mask.dim() != 4 or mask.shape[1] != 1:
+            raise ValueError(
+                f"expected a mask of shape (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}"
+            )
+        size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        grid = grid_size(mask.shape[2], mask.shape[3], size)
+        share = pool_to_patches(mask.to(torch.float32), grid, "a mask")
+        if not bool(((share == 0) | (share == 1)).all()):
+            raise ValueError(
+                f"expected patches of {size[0]} x {size[1]} pixels that are masked as a whole or "
+                "not at all, got some that are masked in part; give PatchMask.from_mask a mask of "
+                "the patches, such as those with more than half of their pixels masked"
+            )
+        return cls.from_mask(share, grid)
 
     @property
     def num_patches(self) -> int:
@@ -172,6 +176,11 @@ class PatchMask:
         positions = torch.arange(self.num_visible, device=self.mask.device)
         return positions[None, :] >= self.visible_counts[:, None]
 
+    @property
+    def gate(self) -> bool:
+        """Whether :meth:`gather_visible` lets a gradient to the masking network through."""
+        return self.learned is not None and self.learned.gate
+
     def gather_visible(self, tokens: Tensor) -> Tensor:
         """Keep the visible tokens.
 
@@ -185,17 +194,12 @@ class PatchMask:
         Raises:
             ValueError: the tokens are not one per patch of this mask.
         """
-        if tokens.dim() != 3 or tokens.shape[:2] != self.mask.shape:
-            raise ValueError(
-                f"expected tokens of shape (B, L, D) = ({self.mask.shape[0]}, "
-                f"{self.num_patches}, D) for a {self.grid[0]} x {self.grid[1]} grid, got "
-                f"{tuple(tokens.shape)}; does the strategy's patch_size match the encoder's, and "
-                "were prefix tokens taken off first?"
-            )
+        self._check_tokens(tokens, self.num_patches, "L")
         ids = self.ids_keep
         visible = tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
-        if self.gate:
-            visible = visible * (1 - self.surrogate.gather(1, ids))[:, :, None].to(visible.dtype)
+        if self.learned is not None and self.learned.gate:
+            shown = 1 - self.learned.surrogate.gather(1, ids)
+            visible = visible * shown[:, :, None].to(visible.dtype)
         if (padding := self.padding) is not None:
             visible = visible.masked_fill(padding[:, :, None], 0)
         return visible
@@ -209,7 +213,11 @@ class PatchMask:
 
         Returns:
             ``(B, L, D)``.
+
+        Raises:
+            ValueError: the tokens are not one per visible patch of this mask.
         """
+        self._check_tokens(visible, self.num_visible, "N")
         batch, _, dim = visible.shape
         filler = mask_token.to(visible.dtype)
         if (padding := self.padding) is not None:
@@ -217,6 +225,44 @@ class PatchMask:
         rest = filler.expand(batch, self.num_patches - self.num_visible, dim)
         tokens = torch.cat([visible, rest], dim=1)
         return tokens.gather(1, self.ids_restore[:, :, None].expand(-1, -1, dim))
+
+    def _check_tokens(self, tokens: Tensor, count: int, symbol: str) -> None:
+        check_tensor(tokens, "tokens")
+        if tokens.dim() == 3 and tokens.shape[:2] == (self.mask.shape[0], count):
+            return
+        if tokens.dim() == 3 and tokens.shape[1] > count:
+            extra = tokens.shape[1] - count
+            hint = (
+                f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
+            )
+        else:
+            hint = "the strategy's patch_size has to be the encoder's"
+        what = "patch" if symbol == "L" else "visible patch"
+        raise ValueError(
+            f"expected one token per {what}, of shape (B, {symbol}, D) = ({self.mask.shape[0]}, "
+            f"{count}, D) for a {self.grid[0]} x {self.grid[1]} grid with {self.num_visible} "
+            f"visible, got {tuple(tokens.shape)}; {hint}"
+        )
+
+    def check_grid(self, images: Tensor, patch_size: tuple[int, int], host: str) -> None:
+        """Refuse images whose patches are not the ones of this mask.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            patch_size: (height, width) in pixels of the host's patches.
+            host: who is to use the mask, for the message.
+
+        Raises:
+            ValueError: another batch size or grid; a transposed grid too.
+        """
+        expected = (images.shape[0], *grid_size(images.shape[2], images.shape[3], patch_size))
+        got = (self.mask.shape[0], *self.grid)
+        if got != expected:
+            raise ValueError(
+                f"{host} expected a mask of (B, rows, columns) = {expected} for images of "
+                f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it from "
+                f"the same images with a strategy of patch_size={patch_size}"
+            )
 
     def pixel_mask(self, height: int, width: int) -> Tensor:
         """``(B, 1, height, width)`` float32, 1 = masked: the mask at the size of an image.
@@ -243,8 +289,29 @@ class PatchMask:
         hidden = self.pixel_mask(*images.shape[-2:]).bool()
         return torch.where(hidden, torch.as_tensor(fill).to(images), images)
 
+    def take(self, images: Tensor) -> PatchMask:
+        """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64."""
+        learned = None if self.learned is None else self.learned.take(images)
+        return self._changed(lambda value: value[images], learned)
+
+    def to(self, device: torch.device | str) -> PatchMask:
+        """The same mask on another device."""
+        learned = None if self.learned is None else self.learned.to(device)
+        return self._changed(lambda value: value.to(device), learned)
+
     def detach(self) -> PatchMask:
         """The same mask without gradients."""
-        logits = None if self.logits is None else self.logits.detach()
-        entropy = None if self.entropy is None else self.entropy.detach()
-        return replace(self, surrogate=self.mask, logits=logits, entropy=entropy)
+        return replace(self, learned=None if self.learned is None else self.learned.detach())
+
+    def _changed(self, change: Callable[[Tensor], Tensor], learned: LearnedMask | None) -> PatchMask:
+        return PatchMask(
+            change(self.mask),
+            change(self.ids_shuffle),
+            change(self.ids_restore),
+            self.num_visible,
+            self.grid,
+            None if self.visible_counts is None else change(self.visible_counts),
+            None if self.valid is None else change(self.valid),
+            learned,
+        )
+

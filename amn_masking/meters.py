@@ -10,6 +10,8 @@ from torch import Tensor
 
 from amn_masking.mask import PatchMask
 from amn_masking.network import logit_entropy
+from amn_masking.noise import uniform
+from amn_masking.patches import masked_mean
 
 
 @torch.no_grad()
@@ -28,23 +30,22 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
         "mask_ratio_min": ratio.min(),
         "mask_ratio_max": ratio.max(),
     }
-    if patch_mask.patch_scores is not None:
-        statistics["score_spread"] = patch_mask.patch_scores.std(1, correction=0).mean()
-    if patch_mask.threshold is not None:
-        statistics["threshold"] = patch_mask.threshold.mean()
+    if (learned := patch_mask.learned) is not None:
+        statistics["score_spread"] = learned.patch_scores.std(1, correction=0).mean()
+        statistics["threshold"] = learned.threshold.mean()
     return statistics
 
 
 @torch.no_grad()
 def adversarial_gain(
-    patch_error: Callable[[PatchMask], Tensor],
+    error_under: Callable[[PatchMask], Tensor],
     patch_mask: PatchMask,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """How much harder these masks are than random ones: masked error over masked error.
 
     Args:
-        patch_error: gives the ``(B, L)`` error of each patch of one batch under a mask.
+        error_under: gives the ``(B, L)`` error of each patch of one batch under a mask.
         patch_mask: the strategy's, of that batch.
         generator: source of the random positions, on the mask's device.
 
@@ -53,36 +54,33 @@ def adversarial_gain(
         patches of each image at uniformly random positions. Above 1 = harder.
     """
     learned, random = (
-        masked_mean(patch_error(masks), masks.mask)
+        masked_mean(error_under(masks), masks.mask)
         for masks in (patch_mask, at_random(patch_mask, generator))
     )
     return learned / random
 
 
 def at_random(patch_mask: PatchMask, generator: torch.Generator | None = None) -> PatchMask:
-    """Masks that hide as many patches of each image, at uniformly random positions."""
-    mask = patch_mask.mask
-    noise = torch.rand(mask.shape, generator=generator, device=mask.device)
+    """Masks that hide as many patches of each image, at uniformly random valid positions."""
+    mask, valid = patch_mask.mask, patch_mask.valid
+    noise = uniform(mask.shape, mask.device, generator)
+    if valid is not None:
+        noise = noise.masked_fill(~valid, -1.0)
     return PatchMask.from_shuffle(
-        noise.argsort(1), patch_mask.num_visible, patch_mask.grid, patch_mask.visible_counts
+        noise.argsort(1), patch_mask.num_visible, patch_mask.grid, patch_mask.visible_counts, valid
     )
-
-
-def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of a ``(B, L)`` error over all masked patches of the batch."""
-    return (error * mask).sum() / mask.sum()
 
 
 @torch.no_grad()
 def score_entropy(logits: Tensor) -> Tensor:
-    """How evenly an image's patches are liked: the mean over the images of
-    :func:`~amn_masking.network.logit_entropy`.
+    """How evenly the chance to be masked is spread over an image's patches: the mean over the
+    images of :func:`~amn_masking.network.logit_entropy`.
 
     Args:
         logits: ``(B, L)``, L >= 2.
 
     Returns:
-        A scalar in [0, 1]: 1 where all patches are equal, 0 where one has all the weight.
+        A scalar in [0, 1]: 1 where all patches are equal, 0 where one has all the chance.
     """
     return logit_entropy(logits.detach().float()).mean()
 
@@ -158,7 +156,7 @@ class PositionMeter:
 
         Args:
             mask: ``(B, L)``, 1 = masked; a row may also be the mean of several images' masks.
-            grid: patches per column and per row.
+            grid: (rows, columns) of patches.
         """
         self.grid = grid
         share = mask.detach().mean(0)
@@ -200,4 +198,4 @@ class PositionMeter:
 
 def coin_entropy(chance: Tensor) -> Tensor:
     """-p log p - (1 - p) log(1 - p) in nats, 0 at p = 0 and 1."""
-    return -torch.xlogy(chance, chance) - torch.xlogy(1 - chance, 1 - chance)
+    return torch.special.entr(chance) + torch.special.entr(1 - chance)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Patches per column and per row of an image.
+    """(rows, columns) of patches of an image.
 
     Args:
         height: of the image, in pixels.
@@ -54,3 +55,50 @@ def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, in
         )
     images = patches.reshape(batch, h, w, p_h, p_w, dim // (p_h * p_w))
     return images.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, h * p_h, w * p_w)
+
+
+def pool_to_patches(values: Tensor, grid: tuple[int, int], name: str = "a map") -> Tensor:
+    """Mean over the pixels and channels of each patch: ``(B, C, H, W)`` to ``(B, L)``.
+
+    Args:
+        values: such as a score map, or the error of each pixel.
+        grid: (rows, columns) of patches.
+        name: what the values are, for the message.
+
+    Raises:
+        ValueError: the grid does not divide them.
+    """
+    height, width = values.shape[-2:]
+    h, w = grid
+    if height % h or width % w:
+        raise ValueError(f"{name} of {height} x {width} does not split into {h} x {w} patches")
+    pooled = F.avg_pool2d(values, (height // h, width // w))
+    return (pooled.mean(1) if values.shape[1] > 1 else pooled).flatten(1)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """``(B, L, 1)`` mean and standard deviation of the pixels of ``(B, L, D)`` patches.
+
+    The deviation is MAE's: of the unbiased variance plus 1e-6.
+    """
+    deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    return patches.mean(-1, keepdim=True), deviation
+
+
+def normalise_patches(patches: Tensor) -> Tensor:
+    """``(B, L, D)`` patches, each less its mean and over its deviation: MAE's ``norm_pix``."""
+    mean, deviation = patch_statistics(patches)
+    return (patches - mean) / deviation
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``(B, L)`` errors over all masked patches of the batch, a scalar.
+
+    What the error is elsewhere does not matter, not a number included.
+    """
+    return error.where(mask > 0, 0.0).sum() / mask.sum()
+
+
+def image_means(error: Tensor, mask: Tensor) -> Tensor:
+    """``(B, 1)`` mean of ``(B, L)`` errors over each image's masked patches."""
+    return error.where(mask > 0, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)

@@ -1,10 +1,15 @@
-"""What an adversary is paid for: the error itself, or the error beside the patch's own variance."""
+"""What a masked patch rewards: its error, or its error beside the variance of its own pixels."""
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor
 
-REWARDS = ("error", "variance_normalised")
+from amn_masking.patches import patchify
+
+Reward = Literal["error", "variance_normalised"]
+REWARDS: tuple[str, ...] = get_args(Reward)
 
 
 def patch_variance(images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -12,28 +17,27 @@ def patch_variance(images: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Args:
         images: ``(B, C, H, W)``.
-        grid: patches per column and per row.
+        grid: (rows, columns) of patches.
 
     Returns:
         ``(B, L)`` float32, >= 0, no gradient.
     """
-    h, w = grid
-    batch, channels = images.shape[:2]
-    height, width = images.shape[-2] // h, images.shape[-1] // w
-    pixels = images.detach().float().reshape(batch, channels, h, height, w, width)
-    return pixels.var((3, 5), correction=0).mean(1).flatten(1)
+    channels, height, width = images.shape[1:]
+    size = (height // grid[0], width // grid[1])
+    pixels = patchify(images.detach().float(), size).unflatten(2, (-1, channels))
+    return pixels.var(2, correction=0).mean(2)
 
 
 def reward_scale(images: Tensor, grid: tuple[int, int], eps: float = 1e-6) -> Tensor:
     """What the error is divided by to make it ``variance_normalised``: v_i + mean_j v_j.
 
     v_i is the mean squared error of the best constant prediction of patch i. Pure noise, whose
-    error is v_i for ever, then pays at most 1 and no more than any other patch of which nothing is
-    known. The image's mean keeps flat patches, where v_i is 0, from paying without bound.
+    error is v_i for ever, is then rewarded with at most 1, no more than any other patch of which
+    nothing is known. The image's mean bounds the reward of flat patches, where v_i is 0.
 
     Args:
         images: ``(B, C, H, W)``.
-        grid: patches per column and per row.
+        grid: (rows, columns) of patches.
         eps: for images of one colour.
 
     Returns:
@@ -41,6 +45,3 @@ def reward_scale(images: Tensor, grid: tuple[int, int], eps: float = 1e-6) -> Te
     """
     variance = patch_variance(images, grid)
     return variance + variance.mean(1, keepdim=True) + eps
-
-
-__all__ = ["REWARDS", "patch_variance", "reward_scale"]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from amn_masking.config import build
+
+Unit = Literal["progress", "iter", "epoch"]
 
 
 @dataclass(frozen=True)
@@ -20,47 +24,60 @@ class Schedule:
         start: first value.
         end: last value.
         begin: when the value starts to move.
-        until: when it arrives; not before ``begin``.
-        by: what ``begin`` and ``until`` count: the ``'share'`` of training that is done, in
-            [0, 1]; or ``'iter'`` or ``'epoch'``, from 0. Epochs count in fractions, so that the
-            value moves with every step.
+        until: when it arrives; not before ``begin``. By progress it is 1, the end of training.
+        by: what ``begin`` and ``until`` count: the ``'progress'`` of training, the share of it that
+            is done, in [0, 1]; or ``'iter'`` or ``'epoch'``, from 0. Epochs count in fractions, so
+            that the value moves with every step.
 
     Raises:
-        ValueError: another unit; or ``begin`` and ``until`` are not in order, negative, not
-            finite, or no shares.
+        ValueError: another unit; ``begin`` and ``until`` are not in order, negative, not finite, or
+            no shares; or iterations or epochs without ``until``.
     """
 
     start: float
     end: float
     begin: float = 0.0
-    until: float = 1.0
-    by: str = "share"
+    until: float | None = None
+    by: Unit = "progress"
 
     def __post_init__(self) -> None:
-        if self.by not in ("share", "iter", "epoch"):
-            raise ValueError(f"a schedule counts by='share', 'iter' or 'epoch', got {self.by!r}")
-        last = 1.0 if self.by == "share" else math.inf
-        if not 0 <= self.begin <= self.until <= last or math.isinf(self.until):
+        if self.by not in ("progress", "iter", "epoch"):
+            raise ValueError(f"a schedule counts by='progress', 'iter' or 'epoch', got {self.by!r}")
+        if self.until is None:
+            if self.by != "progress":
+                raise ValueError(
+                    f"a schedule by={self.by!r} expected until=<when it arrives>; "
+                    "by='progress' alone ends with the training by itself"
+                )
+            object.__setattr__(self, "until", 1.0)
+        last = 1.0 if self.by == "progress" else math.inf
+        if not 0 <= self.begin <= self.until <= last or math.isinf(self.until):  # type: ignore[operator,arg-type]
             raise ValueError(
                 "a schedule moves from begin to until, 0 <= begin <= until, and until <= 1 where "
-                "they are shares of training (by='share'); for iterations or epochs say by='iter' "
-                f"or by='epoch'. Got begin={self.begin}, until={self.until}, by={self.by!r}"
+                "they are shares of training (by='progress'); for iterations or epochs say "
+                "by='iter' or by='epoch'. Got "
+                f"begin={self.begin}, until={self.until}, by={self.by!r}"
             )
 
+    @property
+    def moves(self) -> bool:
+        """Whether it is more than one constant number."""
+        return self.start != self.end
+
     def __call__(
-        self, share: float, iteration: float | None = None, epoch: float | None = None
+        self, progress: float, iteration: float | None = None, epoch: float | None = None
     ) -> float:
         """Value at one point of the training.
 
         Args:
-            share: of the training that is done, in [0, 1].
+            progress: share of the training that is done, in [0, 1].
             iteration: iterations that are done; only ``by='iter'`` asks for it.
             epoch: epochs that are done, 2.5 in the middle of the third; only ``by='epoch'`` asks.
 
         Raises:
             ValueError: what the schedule counts is not given.
         """
-        now = {"share": share, "iter": iteration, "epoch": epoch}[self.by]
+        now = {"progress": progress, "iter": iteration, "epoch": epoch}[self.by]
         if now is None:
             raise ValueError(
                 f"a schedule by={self.by!r} cannot know where it is. Elsewhere than in mmengine "
@@ -68,55 +85,70 @@ class Schedule:
                 "in mmengine epochs are counted by an EpochBasedTrainLoop only, with another loop "
                 "use by='iter'"
             )
+        until: float = self.until  # type: ignore[assignment]
         if now <= self.begin:
-            return self.start if now < self.until else self.end
-        if now >= self.until:
+            return self.start if now < until else self.end
+        if now >= until:
             return self.end
-        done = (now - self.begin) / (self.until - self.begin)
+        done = (now - self.begin) / (until - self.begin)
         return self.start + done * (self.end - self.start)
 
 
-def as_schedule(value: float | Mapping[str, Any], name: str, low: float, high: float) -> Schedule:
-    """A schedule from a number or from ``dict(type='linear', start=..., end=..., ...)``.
+def as_schedule(value: float | Mapping[str, Any] | Schedule, name: str) -> Schedule:
+    """A schedule from a number, from ``dict(type='linear', start=..., end=..., ...)``, or itself.
 
     Raises:
-        ValueError: a value outside [``low``, ``high``], an unknown type, or iterations or epochs
-            without ``until``.
-        TypeError: neither a number nor a dict, or an argument too many or too few.
+        ValueError: an unknown type, or a schedule that cannot be.
+        TypeError: none of the three, or an argument too many or too few.
     """
-    if isinstance(value, Mapping):
-        options = {key: option for key, option in value.items() if key != "_scope_"}
-        kind = options.pop("type", "linear")
-        if kind != "linear":
-            raise ValueError(f"unknown schedule type {kind!r} for {name}; expected 'linear'")
-        unknown = sorted(set(options) - {field.name for field in fields(Schedule)})
-        if unknown:
-            raise TypeError(
-                f"{name}: a schedule does not take {', '.join(unknown)}; it takes start, end, "
-                "begin, until and by='share', 'iter' or 'epoch'"
-            )
-        if options.get("by") in ("iter", "epoch") and "until" not in options:
-            raise ValueError(
-                f"{name} is scheduled by={options['by']!r} and expected until=<when it arrives>, "
-                f"got {dict(value)}; by='share' alone ends with the training by itself"
-            )
-        missing = sorted({"start", "end"} - options.keys())
-        if missing:
-            raise TypeError(
-                f"{name} expected a schedule with start and end, such as dict(type='linear', "
-                f"start=0.0, end=1.0), got {dict(value)} without {' and '.join(missing)}"
-            )
-        try:
-            schedule = Schedule(**options)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        schedule = Schedule(float(value), float(value))
-    else:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Schedule(float(value), float(value))
+    if not isinstance(value, (Mapping, Schedule)):
         raise TypeError(
             f"{name} must be a number or dict(type='linear', start=..., end=...), got {value!r}"
         )
-    for end in (schedule.start, schedule.end):
-        if not low <= end <= high:
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {end}")
-    return schedule
+    try:
+        return build(value, Schedule, {"linear": Schedule}, name)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+class Scheduled:
+    """A number of a strategy that may move over the course of training.
+
+    It is set to a number or to a schedule, at any time, and read as the number of now. The owner
+    has ``schedules``, a dict of :class:`Schedule` by name, and ``progress``, the arguments of its
+    last ``set_progress``.
+
+    Args:
+        low: least value.
+        high: largest value.
+        inside: whether both bounds are excluded.
+
+    Raises:
+        ValueError: on setting, a value out of range.
+        TypeError: on setting, neither a number nor a schedule.
+    """
+
+    def __init__(self, low: float, high: float, inside: bool = False) -> None:
+        self.low, self.high, self.inside = low, high, inside
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name, self.slot = name, f"_{name}"
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+        return self if strategy is None else getattr(strategy, self.slot)
+
+    def __set__(self, strategy: Any, value: float | Mapping[str, Any] | Schedule) -> None:
+        schedule = as_schedule(value, self.name)
+        for end in (schedule.start, schedule.end):
+            if self.inside and not self.low < end < self.high:
+                raise ValueError(
+                    f"{self.name} must lie in ({self.low:g}, {self.high:g}), got {end}"
+                )
+            if not self.low <= end <= self.high:
+                raise ValueError(
+                    f"{self.name} must lie in [{self.low:g}, {self.high:g}], got {end}"
+                )
+        strategy.schedules[self.name] = schedule
+        setattr(strategy, self.slot, schedule(*strategy.progress))

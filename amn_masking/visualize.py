@@ -27,10 +27,12 @@ def draw_masks(
     on it: an image's own order is what decides its mask.
 
     Args:
-        images: ``(B, C, H, W)``, C = 1 or 3, as the encoder saw them.
+        images: ``(B, C, H, W)``, as the encoder saw them. Of more than three channels the first
+            three are drawn, as red, green and blue; of two their mean.
         patch_mask: their mask. Without a score map that column is left out.
         reconstruction: ``(B, C, H, W)`` predictions; shown at masked patches, the input elsewhere.
-        mean: subtracted from the pixels in [0, 255] before the encoder; None if nothing was.
+        mean: subtracted from the pixels in [0, 255], or [0, 1], before the encoder; None if nothing
+            was. Images of other values are then stretched from their least to their largest.
         std: divided by, after the mean.
         dpi: dots per inch of the picture.
 
@@ -52,8 +54,8 @@ def draw_masks(
     shown = to_pixels(images, mean, std)
     hidden = patch_mask.pixel_mask(*size).bool().cpu()
     columns: list[tuple[str, Tensor]] = [("input", shown)]
-    if patch_mask.score_map is not None:
-        scores = F.interpolate(patch_mask.score_map.float().cpu(), size=size, mode="nearest")
+    if patch_mask.learned is not None:
+        scores = F.interpolate(patch_mask.learned.score_map.float().cpu(), size=size, mode="nearest")
         columns.append(("score map", scores[:, 0]))
     columns.append(("masked input", torch.where(hidden, torch.full_like(shown, 0.5), shown)))
     if reconstruction is not None:
@@ -89,9 +91,16 @@ def draw_masks(
 
 
 def to_pixels(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """``(B, 3, H, W)`` in [0, 1] on the CPU: undo the normalisation, repeat a single channel."""
+    """``(B, 3, H, W)`` in [0, 1] on the CPU: undo the normalisation, make three channels."""
     images = images.detach().float()
     if mean is not None and std is not None:
-        images = images * std + mean
-    images = (images / 255).clamp(0, 1).cpu()
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        images = (images * std + mean) / 255
+    elif images.min() < 0 or images.max() > 255:
+        least, most = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+        images = (images - least) / (most - least).clamp_min(1e-12)
+    elif images.max() > 1:
+        images = images / 255
+    images = images.nan_to_num().clamp(0, 1).cpu()
+    if images.shape[1] < 3:
+        images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return images[:, :3]

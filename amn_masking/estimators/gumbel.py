@@ -7,7 +7,7 @@ from torch import Tensor
 
 from amn_masking.estimators.base import Estimator, straight_through
 from amn_masking.estimators.straight_through import check_temperature
-from amn_masking.thresholds.selection import Selection
+from amn_masking.thresholds.base import Selection
 
 
 class Gumbel(Estimator):
@@ -31,7 +31,7 @@ class Gumbel(Estimator):
         super().__init__(noise=1.0)
         self.temperature = check_temperature(temperature)
 
-    def surrogate(self, logits: Tensor, keys: Tensor, selection: Selection) -> Tensor:
-        noisy = keys + (logits - logits.detach())
+    def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
+        noisy = priorities + (logits - logits.detach())
         soft = torch.sigmoid((noisy - selection.tau.detach()) / self.temperature)
         return straight_through(selection.patch_mask.mask, soft)

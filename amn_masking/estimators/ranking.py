@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amn_masking.estimators.base import Estimator
-from amn_masking.mask import PatchMask
-from amn_masking.thresholds.selection import Selection
+from amn_masking.learned import LearnedMask
+from amn_masking.thresholds.base import Selection
 
 
 class Ranking(Estimator):
@@ -28,26 +28,23 @@ class Ranking(Estimator):
         ValueError: a negative scale.
     """
 
-    def surrogate(self, logits: Tensor, keys: Tensor, selection: Selection) -> Tensor:
+    def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         return selection.patch_mask.mask
 
-    def objective(self, error: Tensor, patch_mask: PatchMask) -> Tensor:
+    def objective(self, reward: Tensor, learned: LearnedMask) -> Tensor:
         """Mean log-likelihood of the masked patches' order, less its own value: 0.
 
         Args:
-            error: ``(B, L)`` per-patch error l.
-            patch_mask: the mask that the error was made under.
+            reward: ``(B, L)`` of each patch, l.
+            learned: the mask that the reward was earned under.
         """
-        logits, mask = patch_mask.logits, patch_mask.mask
-        if logits is None:
-            raise ValueError("ranking expected a PatchMask with logits, got one made elsewhere")
-        error = error.detach()
-        if patch_mask.visible_counts is None:
-            ids = patch_mask.ids_mask
-            logits, error, mask = (x.gather(1, ids) for x in (logits, error, mask))
-        harder = (error[:, :, None] > error[:, None, :]) & mask.bool()[:, :, None]
+        logits, mask = learned.logits, learned.chosen.mask
+        if learned.chosen.visible_counts is None:
+            ids = learned.chosen.ids_mask
+            logits, reward, mask = (x.gather(1, ids) for x in (logits, reward, mask))
+        harder = (reward[:, :, None] > reward[:, None, :]) & mask.bool()[:, :, None]
         harder = harder & mask.bool()[:, None, :]
         likelihood = F.logsigmoid(logits[:, :, None] - logits[:, None, :])
         pairs = harder.sum((1, 2)).clamp_min(1)
-        reward = (torch.where(harder, likelihood, 0.0).sum((1, 2)) / pairs).mean()
-        return reward - reward.detach()
+        mean = (torch.where(harder, likelihood, 0.0).sum((1, 2)) / pairs).mean()
+        return mean - mean.detach()

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amn_masking.estimators.base import Estimator, masked_mean
-from amn_masking.thresholds.selection import Selection
+from amn_masking.estimators.base import Estimator
+from amn_masking.patches import image_means
+from amn_masking.thresholds.base import Selection
+
+# The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
+NEVER = -1e9
 
 
 class ScoreFunction(Estimator):
@@ -15,7 +19,7 @@ class ScoreFunction(Estimator):
 
     REINFORCE: Williams, "Simple Statistical Gradient-Following Algorithms" (1992). pi is the
     distribution that the mask was drawn from: Plackett-Luce for a fixed count, log pi the
-    log-probability of the patches in the order of their keys (Kool et al., arXiv:1903.06059);
+    log-probability of the patches in the order of their priorities (Kool et al., arXiv:1903.06059);
     independent Bernoulli(sigmoid(z - tau)) for a free count. The baseline is the mean error of
     the *other* images of the batch (Kool et al., "Buy 4 REINFORCE Samples, Get a Baseline for
     Free!", 2019), so that the estimate of the gradient of the expected masked error is unbiased;
@@ -24,24 +28,26 @@ class ScoreFunction(Estimator):
     Unbiased as long as no image's free count meets ``ratio_range``, which is no part of pi.
     """
 
+    fewest_masked = 1
+
     def __init__(self) -> None:
         super().__init__(noise=1.0)
 
-    def surrogate(self, logits: Tensor, keys: Tensor, selection: Selection) -> Tensor:
+    def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         mask = selection.patch_mask.mask
         log_prob = log_bernoulli if selection.free_counts else log_plackett_luce
         log_pi = log_prob(logits, selection)[:, None]
         return mask + mask * (log_pi - log_pi.detach())
 
-    def baseline(self, error: Tensor, mask: Tensor) -> Tensor:
+    def baseline(self, reward: Tensor, mask: Tensor) -> Tensor:
         """``(B, 1)`` mean reward of the other images of the batch."""
-        rewards = masked_mean(error, mask)
+        rewards = image_means(reward, mask)
         others = max(rewards.shape[0] - 1, 1)
         return (rewards.sum(0, keepdim=True) - rewards) / others
 
 
 def log_plackett_luce(logits: Tensor, selection: Selection) -> Tensor:
-    """``(B,)`` log-probability of drawing the masked patches in the order of their keys.
+    """``(B,)`` log-probability of drawing the masked patches in the order of their priorities.
 
     sum over the draws of z - logsumexp(z of what is left). Patches that ``random_share`` masked
     were drawn before, uniformly: they are neither draws nor left.
@@ -51,12 +57,14 @@ def log_plackett_luce(logits: Tensor, selection: Selection) -> Tensor:
         selection: a fixed count.
     """
     patch_mask = selection.patch_mask
-    ids = patch_mask.ids_shuffle  # by ascending key: the first draw comes last
+    ids = patch_mask.ids_shuffle  # by ascending priority: the first draw comes last
+    if patch_mask.valid is not None:
+        logits = logits.masked_fill(~patch_mask.valid, NEVER)
     ascending = logits.gather(1, ids)
     left = torch.logcumsumexp(ascending, dim=1)
     drawn = torch.arange(ids.shape[1], device=ids.device) >= patch_mask.num_visible
-    if selection.random is not None:
-        drawn = drawn & ~selection.random.gather(1, ids)
+    if selection.drawn_at_random is not None:
+        drawn = drawn & ~selection.drawn_at_random.gather(1, ids)
     return torch.where(drawn, ascending - left, 0.0).sum(1)
 
 
@@ -69,4 +77,7 @@ def log_bernoulli(logits: Tensor, selection: Selection) -> Tensor:
     """
     odds = logits - selection.tau
     masked = selection.patch_mask.mask.bool()
-    return torch.where(masked, F.logsigmoid(odds), F.logsigmoid(-odds)).sum(1)
+    log_chance = torch.where(masked, F.logsigmoid(odds), F.logsigmoid(-odds))
+    if selection.patch_mask.valid is not None:
+        log_chance = log_chance.where(selection.patch_mask.valid, 0.0)
+    return log_chance.sum(1)

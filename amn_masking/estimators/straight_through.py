@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amn_masking.estimators.base import Estimator, straight_through
-from amn_masking.thresholds.selection import Selection
+from amn_masking.thresholds.base import Selection
 
 
 class StraightThrough(Estimator):
@@ -30,7 +30,7 @@ class StraightThrough(Estimator):
         super().__init__(noise)
         self.temperature = check_temperature(temperature)
 
-    def surrogate(self, logits: Tensor, keys: Tensor, selection: Selection) -> Tensor:
+    def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         soft = torch.sigmoid((logits - selection.tau.detach()) / self.temperature)
         return straight_through(selection.patch_mask.mask, soft)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import math
+import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from amn_masking.estimators import ESTIMATORS, ScoreFunction
+from amn_masking.checks import check_finite
+from amn_masking.config import build
+from amn_masking.estimators import ESTIMATORS, Estimator, ScoreFunction
+from amn_masking.learned import LearnedMask
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.network import (
@@ -20,13 +23,18 @@ from amn_masking.network import (
     standardise_logits,
     to_logits,
 )
-from amn_masking.rewards import REWARDS, reward_scale
-from amn_masking.schedules import as_schedule
-from amn_masking.strategies.base import MaskingStrategy
-from amn_masking.thresholds import THRESHOLDS, Difficulty
-from amn_masking.thresholds.selection import check_mask_ratio
+from amn_masking.rewards import REWARDS, Reward, reward_scale
+from amn_masking.schedules import Scheduled
+from amn_masking.strategies.base import MaskingStrategy, Ratio
+from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
+from amn_masking.watch import TrainingWatch
 
-T = TypeVar("T")
+NOT_FINITE = (
+    "the masking network's scores are not finite. Expected scores in (0, 1); the input images or "
+    "the network's weights hold NaN or infinity. Check the images (where NaN means no data, say so "
+    "by masking(images, valid=...)), lower the learning rate of 'masking' (paramwise_cfg) or clip "
+    "gradients"
+)
 
 
 class AdversarialMasking(MaskingStrategy):
@@ -36,17 +44,25 @@ class AdversarialMasking(MaskingStrategy):
     0/1 mask; an estimator gives that mask a gradient, reversed, so that the step that lets the
     autoencoder descend lets the network ascend.
 
-    In ``eval()`` the mask follows the scores without exploration noise; in ``train()`` the noise
-    makes it a sample, so that no patch is masked for certain.
+    In ``eval()`` the mask follows the scores alone: no exploration noise, no patches drawn at
+    random, equal scores ordered alike in every call. In ``train()`` the noise makes it a sample,
+    so that no patch is masked for certain.
+
+    Each part is an object or a dict that describes one; ``type`` in a dict may also be a class of
+    one's own.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), for thresholds that hold one. In
-            mmpretrain it defaults to the method's own.
+        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it. By default 0.75
+            (in mmpretrain the method's own) where the threshold takes one; it is refused where the
+            threshold does not.
         patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
             the method's own.
-        network: arguments of :class:`MaskingNetwork`.
-        threshold: ``dict(type='quantile' | 'mean' | 'tracking' | 'difficulty', ...)``.
-        estimator: ``dict(type='straight_through' | 'gumbel' | 'score_function' | 'ranking', ...)``.
+        network: any module from images ``(B, C, H, W)`` to a score map ``(B, 1, H', W')`` in
+            (0, 1) that the grid of patches divides; or arguments of :class:`MaskingNetwork`.
+        threshold: a :class:`~amn_masking.thresholds.Threshold`, or
+            ``dict(type='quantile' | 'mean' | 'tracking' | 'difficulty', ...)``.
+        estimator: an :class:`~amn_masking.estimators.Estimator`, or
+            ``dict(type='straight_through' | 'gumbel' | 'score_function' | 'ranking', ...)``.
         strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
             frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
             ``dict(type='linear', start=-1, end=1)`` over the course of training; see
@@ -56,153 +72,237 @@ class AdversarialMasking(MaskingStrategy):
         standardise: whether the logits are standardised per image, so that the network chooses an
             order and not a scale. The specification has none: False, with
             ``threshold=dict(type='mean')``, is its loop to the letter.
-        temperature: > 0, of the standardised logits; larger samples closer to uniform.
+        temperature: > 0, of the standardised logits; larger samples closer to uniform. A number or
+            a schedule.
         reward: ``'error'``, or ``'variance_normalised'``: each patch's error over the variance of
             its pixels plus the image's mean of it, so that noise, which nobody can reconstruct,
-            pays no more than what is merely unknown. For targets in pixels; an error of targets
-            that are normalised patch by patch (MAE's ``norm_pix``) is relative already.
-        entropy_weight: >= 0, pulls the network towards patches that are liked evenly, whatever the
+            is rewarded no more than what is merely unknown. For targets in pixels; an error of
+            targets that are normalised patch by patch (MAE's ``norm_pix``) is relative already.
+        entropy_weight: >= 0, pulls the network towards patches of equal chance, whatever the
             strength: minus this times the mean of H(softmax(z)) / log L joins the objective. With
             standardised logits their spread is fixed and it has little left to do.
         gate: whether the masking network also gets the reversed reconstruction gradient through
             the visible tokens.
-        loss: arguments of :class:`CombinedAdversarialLoss`, for codebases whose own loss stays as
-            it is.
+        loss: a :class:`CombinedAdversarialLoss` or its arguments, for codebases whose own loss
+            stays as it is.
+
+    Attributes:
+        strength, random_share, temperature, mask_ratio: the numbers of now. Each may be set to a
+            number or a schedule at any time.
 
     Raises:
-        ValueError: an unknown threshold or estimator, or a value out of range.
-        TypeError: an argument that the named threshold, estimator, network or loss does not take.
+        ValueError: an unknown part, a value out of range, or settings that exclude each other; in
+            ``forward``, a single masked patch per image where the estimator needs two.
+        TypeError: an argument that the named part does not take.
     """
+
+    strength = Scheduled(-1.0, 1.0)
+    random_share = Scheduled(0.0, 1.0)
+    temperature = Scheduled(0.0, math.inf, inside=True)
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: Ratio | None = None,
         patch_size: int | tuple[int, int] = 16,
-        network: Mapping[str, Any] | None = None,
-        threshold: Mapping[str, Any] | None = None,
-        estimator: Mapping[str, Any] | None = None,
-        strength: float | Mapping[str, Any] = 1.0,
-        random_share: float | Mapping[str, Any] = 0.0,
+        network: Mapping[str, Any] | nn.Module | None = None,
+        threshold: Mapping[str, Any] | Threshold | None = None,
+        estimator: Mapping[str, Any] | Estimator | None = None,
+        strength: Ratio = 1.0,
+        random_share: Ratio = 0.0,
         standardise: bool = True,
-        temperature: float = 1.0,
-        reward: str = "error",
+        temperature: Ratio = 1.0,
+        reward: Reward = "error",
         entropy_weight: float = 0.0,
         gate: bool = False,
-        loss: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | CombinedAdversarialLoss | None = None,
     ) -> None:
-        super().__init__(patch_size)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        super().__init__(patch_size, None)
         if reward not in REWARDS:
             raise ValueError(f"unknown reward {reward!r}; expected one of {sorted(REWARDS)}")
         if not 0 <= entropy_weight < math.inf:
             raise ValueError(
                 f"entropy_weight must be finite and cannot be negative, got {entropy_weight}"
             )
-        self.mask_ratio = check_mask_ratio(mask_ratio)
-        self.network = build(network, {"MaskingNetwork": MaskingNetwork}, "network")
-        self.threshold = build(threshold, THRESHOLDS, "threshold", mask_ratio=mask_ratio)
-        self.free_counts = self.threshold.free_counts
-        self.estimator = build(estimator, ESTIMATORS, "estimator")
-        self.loss = build(loss, {"CombinedAdversarialLoss": CombinedAdversarialLoss}, "loss")
-        self.strength_schedule = as_schedule(strength, "strength", -1.0, 1.0)
-        self.random_share_schedule = as_schedule(random_share, "random_share", 0.0, 1.0)
-        if (
-            isinstance(self.estimator, ScoreFunction)
-            and self.free_counts
-            and (self.random_share_schedule.start or self.random_share_schedule.end)
-        ):
+        self.network: nn.Module = build(
+            network, nn.Module, {"MaskingNetwork": MaskingNetwork}, "network"
+        )
+        self.threshold = build(threshold, Threshold, THRESHOLDS, "threshold")
+        self.estimator = build(estimator, Estimator, ESTIMATORS, "estimator")  # type: ignore[type-abstract]
+        self.loss = build(
+            loss,
+            CombinedAdversarialLoss,
+            {"CombinedAdversarialLoss": CombinedAdversarialLoss},
+            "loss",
+        )
+        self.own_loss = loss is not None
+        if mask_ratio is None and self.threshold.takes_ratio:
+            mask_ratio = 0.75
+        if mask_ratio is not None:
+            self.mask_ratio = mask_ratio
+        self.strength = strength
+        self.random_share = random_share
+        self.temperature = temperature
+        self.standardise = standardise
+        self.reward = reward
+        self.entropy_weight = entropy_weight
+        self.gate = gate
+        self.watch = TrainingWatch()
+        self.looked_at_images = False
+        self.check()
+
+    @property
+    def free_counts(self) -> bool:  # type: ignore[override]
+        """Whether images of one batch may mask different numbers of patches: the threshold's."""
+        return self.threshold.free_counts
+
+    def check(self) -> None:
+        """Refuse settings that exclude each other.
+
+        Raises:
+            ValueError: with the way out.
+        """
+        schedule = self.schedules["random_share"]
+        shares = sorted((schedule.start, schedule.end))
+        self.threshold.check((shares[0], shares[1]))
+        if isinstance(self.estimator, ScoreFunction) and self.free_counts and shares[1]:
             raise ValueError(
                 "estimator 'score_function' with a free count expected random_share=0, because the "
-                f"log-probability of a mask is only known then, got {random_share}; use "
+                f"log-probability of a mask is only known then, got {shares[1]}; use "
                 "threshold=dict(type='quantile') or another estimator"
             )
-        schedule = self.random_share_schedule
-        if isinstance(self.threshold, Difficulty) and not min(schedule.start, schedule.end) > 0:
-            raise ValueError(
-                "threshold 'difficulty' measures the masks beside patches drawn at random and "
-                f"expected random_share > 0 all the time, such as 0.25, got {random_share}"
-            )
-        if gate and not self.estimator.differentiable:
+        if self.gate and not self.estimator.differentiable:
             raise ValueError(
                 f"gate=True lets the gradient through the surrogate mask of visible tokens, but "
                 f"estimator {type(self.estimator).__name__} has none there; use 'straight_through' "
                 "or 'gumbel', or leave the gate out"
             )
-        self.standardise = standardise
-        self.temperature = temperature
-        self.reward = reward
-        self.entropy_weight = entropy_weight
-        self.gate = gate
-        self.set_progress(0.0, 0, 0)
+
+    def check_takes_ratio(self) -> None:
+        if not self.threshold.takes_ratio:
+            raise ValueError(
+                f"threshold {type(self.threshold).__name__} chooses the number of masked patches "
+                "by itself and takes no mask_ratio; leave mask_ratio out, set the threshold's own "
+                "arguments, or use threshold=dict(type='quantile') or 'tracking'"
+            )
+
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
+        """Make the mask, outside autocast and, from the score map on, in float32."""
+        grid = self.grid(images)
+        self.check()
+        valid = self.valid_patches(valid, images)
+        with torch.autocast(images.device.type, enabled=False):
+            score_map = self.score_map(images, grid, valid)
+            patch_scores = pool_scores(score_map, grid)
+            logits = to_logits(patch_scores)
+            check_finite(logits, NOT_FINITE)
+            if self.standardise:
+                logits = standardise_logits(logits, self.temperature, valid)
+            entropy = logit_entropy(logits) if self.entropy_weight else None
+            logits = reverse_gradient(logits, self.strength)
+            priorities = logits.detach()
+            if self.training:
+                priorities = self.estimator.priorities(logits, self.free_counts, generator)
+            selection = self.threshold(
+                Candidates(
+                    priorities,
+                    grid,
+                    torch.sigmoid(logits),
+                    self.mask_ratio,
+                    self.random_share if self.training else 0.0,
+                    valid,
+                    not self.training,
+                    generator,
+                )
+            )
+            surrogate = self.estimator.surrogate(logits, priorities, selection)
+        chosen = selection.patch_mask
+        trains = self.training and torch.is_grad_enabled()
+        if trains:
+            self.check_degenerate(chosen)
+            self.watch_training()
+        learned = LearnedMask(
+            chosen,
+            logits,
+            surrogate,
+            patch_scores.detach(),
+            score_map.detach(),
+            torch.sigmoid(selection.tau.detach()).squeeze(1),
+            self.estimator.objective,
+            selection.drawn_at_random,
+            reward_scale(images, grid) if self.reward == "variance_normalised" else None,
+            None if entropy is None else -self.entropy_weight * entropy,
+            self.gate,
+            any(parameter.requires_grad for parameter in self.network.parameters()),
+            self.hear if trains else None,
+            self.loss if self.own_loss else None,
+        )
+        return PatchMask(
+            chosen.mask,
+            chosen.ids_shuffle,
+            chosen.ids_restore,
+            chosen.num_visible,
+            grid,
+            chosen.visible_counts,
+            valid,
+            learned,
+        )
+
+    def score_map(
+        self, images: Tensor, grid: tuple[int, int], valid: Tensor | None
+    ) -> Tensor:
+        """The network's ``(B, 1, H', W')`` scores of the images; pixels without data count as 0."""
+        if valid is not None:
+            pixels = valid.reshape(-1, 1, *grid)
+            for axis in (2, 3):
+                pixels = pixels.repeat_interleave(self.patch_size[axis - 2], axis)
+            images = images.where(pixels, 0.0)
+        weight = next(self.network.parameters(), images)
+        scores = self.network(images.to(weight.dtype))
+        if not self.looked_at_images and not torch.compiler.is_compiling():
+            self.looked_at_images = True
+            look_at(images, scores)
+        return scores.float()
+
+    def check_degenerate(self, chosen: PatchMask) -> None:
+        """Refuse masks from which nothing can be learned.
+
+        Raises:
+            ValueError: one masked patch in every image, whose own error is the baseline.
+        """
+        count = chosen.num_patches - chosen.num_visible
+        if chosen.visible_counts is None and count < self.estimator.fewest_masked:
+            raise ValueError(
+                f"each image masks {count} of its {chosen.num_patches} patches, but estimator "
+                f"{type(self.estimator).__name__} compares the patches of one image and its "
+                f"gradient would be 0 below {self.estimator.fewest_masked}; raise mask_ratio, "
+                "take larger images or smaller patches, or estimator=dict(type='score_function')"
+            )
+
+    def watch_training(self) -> None:
+        """Count a training mask; see :class:`~amn_masking.watch.TrainingWatch`."""
+        if not torch.compiler.is_compiling():
+            moves = [name for name, schedule in self.schedules.items() if schedule.moves]
+            self.watch.made(self.network, moves, self.strength)
+
+    def hear(self, error: Tensor, learned: LearnedMask) -> None:
+        """Told of the error under a training mask, when its objective is made."""
+        if not torch.compiler.is_compiling():
+            self.watch.objectives += 1
+        self.threshold.observe(error, learned.chosen, learned.drawn_at_random)
 
     def set_progress(
         self, progress: float, iteration: float | None = None, epoch: float | None = None
     ) -> None:
-        if not 0 <= progress <= 1:
-            raise ValueError(f"progress is the share of training done, in [0, 1], got {progress}")
-        self.strength = self.strength_schedule(progress, iteration, epoch)
-        self.random_share = self.random_share_schedule(progress, iteration, epoch)
+        super().set_progress(progress, iteration, epoch)
+        self.watch.scheduled = True
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
-        """Make the mask, outside autocast and, from the score map on, in float32.
-
-        Args:
-            images: ``(B, C, H, W)``, normalised as the encoder sees them.
-            generator: source of the exploration noise, the random share and the tie-breaks, on
-                the images' device; torch's global one if not given.
-
-        Raises:
-            ValueError: images that do not split into patches, another channel count, or scores
-                that are not finite.
-        """
-        grid = self.grid(images)
-        with torch.autocast(images.device.type, enabled=False):
-            weight = next(self.network.parameters())
-            score_map = self.network(images.to(weight.dtype)).float()
-            patch_scores = pool_scores(score_map, grid)
-            logits = to_logits(patch_scores)
-            check_finite(logits)
-            if self.standardise:
-                logits = standardise_logits(logits, self.temperature)
-            entropy = logit_entropy(logits) if self.entropy_weight else None
-            logits = reverse_gradient(logits, self.strength)
-            keys = logits.detach()
-            if self.training:
-                keys = self.estimator.keys(logits, self.free_counts, generator)
-            selection = self.threshold(
-                keys, torch.sigmoid(logits), grid, self.random_share, generator
-            )
-            patch_mask = selection.patch_mask
-            patch_mask.surrogate = self.estimator.surrogate(logits, keys, selection)
-        patch_mask.logits = logits
-        patch_mask.patch_scores = patch_scores.detach()
-        patch_mask.score_map = score_map.detach()
-        patch_mask.threshold = torch.sigmoid(selection.tau.detach()).squeeze(1)
-        patch_mask.random = selection.random
-        if self.reward == "variance_normalised":
-            patch_mask.reward_scale = reward_scale(images, grid)
-        patch_mask.entropy = entropy
-        patch_mask.objective = self.objective
-        patch_mask.gate = self.gate
-        return patch_mask
-
-    def objective(self, error: Tensor, patch_mask: PatchMask) -> Tensor:
-        """The estimator's objective of the reward, less the entropy term; 0 in value.
-
-        In a training step the threshold hears of the error.
-        """
-        if self.training and torch.is_grad_enabled():
-            self.threshold.observe(error, patch_mask)
-        scale = patch_mask.reward_scale
-        reward = error if scale is None else error.detach() / scale
-        objective = self.estimator.objective(reward, patch_mask)
-        if (entropy := patch_mask.entropy) is not None:
-            objective = objective - self.entropy_weight * (entropy - entropy.detach()).mean()
-        return objective
-
-    def extra_repr(self) -> str:
-        return f"strength={self.strength_schedule}, {super().extra_repr()}"
+    def log_values(self) -> dict[str, float | Tensor]:
+        return {"strength": self.strength, **self.threshold.log_values()}
 
 
 def reverse_gradient(x: Tensor, strength: float) -> Tensor:
@@ -213,67 +313,29 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     return x.detach() - strength * (x - x.detach())
 
 
-def check_finite(logits: Tensor) -> None:
-    """Refuse scores that are NaN or infinite: NaN sorts last and would always be masked.
-
-    On CUDA, and in compiled code, the check is an assertion on the device, which ends the program
-    there: reading the answer back would make every step wait.
+def look_at(images: Tensor, scores: Any) -> None:
+    """Refuse or warn of what the first batch shows, by reading four numbers back.
 
     Raises:
-        ValueError: elsewhere.
+        TypeError: the network gives no tensor.
+        ValueError: scores outside [0, 1].
     """
-    message = (
-        "the masking network's scores are not finite. Expected scores in (0, 1); the input images "
-        "or the network's weights hold NaN or infinity. Check the images, lower the learning rate "
-        "of 'masking' (paramwise_cfg) or clip gradients"
-    )
-    finite = torch.isfinite(logits).all()
-    if logits.device.type == "cuda" or torch.compiler.is_compiling():
-        torch._assert_async(finite, message)
-    elif not bool(finite):
-        raise ValueError(message)
-
-
-def build(
-    config: Mapping[str, Any] | None, known: Mapping[str, type[T]], role: str, **defaults: Any
-) -> T:
-    """The object that ``config`` describes.
-
-    Args:
-        config: ``type`` and arguments; None for the first of the known, as it is. The type may be
-            left out where only one is known.
-        known: classes by name.
-        role: what it is, for messages.
-        defaults: arguments that are used where the class takes them and the config is silent.
-
-    Raises:
-        ValueError: no or an unknown type.
-        TypeError: not a dict, or an argument that the class does not take.
-    """
-    first = next(iter(known))
-    if config is None:
-        config = {"type": first}
-    if not isinstance(config, Mapping):
+    if not isinstance(scores, Tensor):
         raise TypeError(
-            f"{role} expected a dict such as {role}=dict(type={first!r}, ...), got {config!r}"
+            "network expected to give a score map, a tensor of shape (B, 1, H', W'), got "
+            f"{type(scores).__name__}"
         )
-    config = dict(config)
-    config.pop("_scope_", None)  # mmengine marks dicts that a base config brought in
-    name = config.pop("type", first if len(known) == 1 else None)
-    cls = known.get(name) if isinstance(name, str) else None
-    if cls is None:
+    low, high, darkest, brightest = torch.stack(
+        [x.detach().float() for part in (scores, images) for x in torch.aminmax(part)]
+    ).tolist()
+    if low < 0 or high > 1:
         raise ValueError(
-            f"unknown {role} type {name!r}; expected {role}=dict(type=...) with one of "
-            f"{sorted(known)}"
+            f"network expected to give scores in (0, 1), got {low:.3g} to {high:.3g}; end it with "
+            "a sigmoid"
         )
-    parameters = inspect.signature(cls).parameters
-    unknown = sorted(set(config) - set(parameters))
-    if unknown:
-        raise TypeError(
-            f"{role} {name!r} does not take {', '.join(unknown)}; it takes "
-            f"{', '.join(parameters) or 'no arguments'}"
+    if brightest - darkest > 50:
+        warnings.warn(
+            f"the images' values go from {darkest:.3g} to {brightest:.3g}; the masking network "
+            "expects them normalised, as the encoder sees them, such as (images / 255 - mean) / std",
+            stacklevel=2,
         )
-    for key, value in defaults.items():
-        if key in parameters:
-            config.setdefault(key, value)
-    return cls(**config)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from amn_masking.noise import tie_breaks
+from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
 
 
@@ -22,7 +24,7 @@ class AttentionMasking(RankedMasking):
     It costs a forward pass of the whole image through the encoder, without a gradient.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1).
+        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
         patch_size: side of a patch in pixels, or (height, width).
         hint_share: share in [0, 1) of the most attended patches that are shown all the same.
         attention: gives ``(B, L)`` attention of ``(B, C, H, W)`` images. In mmpretrain it is taken
@@ -34,7 +36,7 @@ class AttentionMasking(RankedMasking):
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: Ratio = 0.75,
         patch_size: int | tuple[int, int] = 16,
         hint_share: float = 0.0,
         attention: Callable[[Tensor], Tensor] | None = None,
@@ -46,7 +48,9 @@ class AttentionMasking(RankedMasking):
         self.attention = attention
 
     @torch.no_grad()
-    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+    def priorities(
+        self, images: Tensor, num_masked: int, generator: torch.Generator | None
+    ) -> Tensor:
         """The attention; of hints, less than any other, so that they come last."""
         height, width = self.grid(images)
         length = height * width
@@ -65,10 +69,11 @@ class AttentionMasking(RankedMasking):
         hints = min(round(self.hint_share * num_masked), length - num_masked)
         if hints == 0:
             return attention
-        noise = torch.rand(attention.shape, device=attention.device, generator=generator)
+        # In eval() the hints are the same in every call.
+        noise = tie_breaks(attention, not self.training, generator)
         top = attention.argsort(1, descending=True).argsort(1) < num_masked
         drawn = noise.masked_fill(~top, 2.0).argsort(1).argsort(1) < hints
-        return attention.masked_fill(drawn, float("-inf"))
+        return attention.masked_fill(drawn, torch.finfo(attention.dtype).min)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, hint_share={self.hint_share}"

@@ -2,53 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from amn_masking.checks import check_tensor
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.patches import grid_size
+from amn_masking.schedules import Schedule, Scheduled
+
+Ratio = float | Mapping[str, Any] | Schedule
+"""A number, or a schedule of it: an object or ``dict(type='linear', start=..., end=...)``."""
+
+
+class MaskRatio(Scheduled):
+    """``mask_ratio``, where the strategy takes one."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0, inside=True)
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+        return self if strategy is None else strategy.__dict__.get(self.slot)
+
+    def __set__(self, strategy: Any, value: Ratio) -> None:
+        strategy.check_takes_ratio()
+        super().__set__(strategy, value)
 
 
 class MaskingStrategy(nn.Module):
     """Makes a mask for a batch of images.
 
+    One's own is a subclass with a ``forward``; see also
+    :class:`~amn_masking.strategies.ranked.RankedMasking`, which needs only an order of the patches.
+
     Args:
         patch_size: side of a patch in pixels, or (height, width); the encoder's.
+        mask_ratio: share of the patches to mask, in (0, 1): a number, or a schedule such as
+            ``dict(type='linear', start=0.25, end=0.75)``. None for a strategy that takes none.
 
     Attributes:
+        mask_ratio: the share now. It may be set to a number or a schedule at any time.
         free_counts: whether images of one batch may mask different numbers of patches.
+        gate: whether visible tokens carry a gradient to the masking network.
         loss: weighs what the strategy adds to a codebase's own loss; None if it learns nothing.
+        schedules: each number that may move, by name.
 
     Raises:
-        ValueError: ``patch_size`` is not positive.
+        ValueError: ``patch_size`` is not positive, or ``mask_ratio`` outside (0, 1).
     """
 
     free_counts: bool = False
+    gate: bool = False
     loss: CombinedAdversarialLoss | None
+    mask_ratio = MaskRatio()
 
-    def __init__(self, patch_size: int | tuple[int, int]) -> None:
+    def __init__(
+        self, patch_size: int | tuple[int, int] = 16, mask_ratio: Ratio | None = 0.75
+    ) -> None:
         super().__init__()
         self.loss = None
         size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
         self.patch_size: tuple[int, int] = (size[0], size[1])
+        self.schedules: dict[str, Schedule] = {}
+        self.progress: tuple[float, float | None, float | None] = (0.0, 0, 0)
+        if mask_ratio is not None:
+            self.mask_ratio = mask_ratio
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
         """Make the mask.
 
         Args:
-            images: ``(B, C, H, W)``.
+            images: ``(B, C, H, W)``, normalised as the encoder sees them.
             generator: source of all randomness, on the images' device; torch's global one if not
                 given.
+            valid: ``(B, L)`` patches or ``(B, H, W)`` pixels, bool, False where there is no data
+                (a satellite's nodata, a scan's padding). A patch with a pixel without data is not
+                valid: it is never masked and never in a loss.
 
         Raises:
-            ValueError: the images do not split into patches.
+            TypeError: images or ``valid`` are no tensors, or images are integers.
+            ValueError: the images do not split into patches, or too few of them are valid.
         """
         raise NotImplementedError
+
+    if TYPE_CHECKING:  # an editor then knows what masking(images) is
+
+        def __call__(
+            self,
+            images: Tensor,
+            generator: torch.Generator | None = None,
+            valid: Tensor | None = None,
+        ) -> PatchMask: ...
 
     def total_loss(self, reconstruction: Tensor, error: Tensor, patch_mask: PatchMask) -> Tensor:
         """A codebase's own loss with the adversarial terms of this strategy.
@@ -64,8 +120,14 @@ class MaskingStrategy(nn.Module):
             reconstruction itself from a strategy that learns nothing.
 
         Raises:
+            TypeError: ``patch_mask`` is not a PatchMask.
             ValueError: the error is not one number per patch of this mask.
         """
+        if not isinstance(patch_mask, PatchMask):
+            raise TypeError(
+                "total_loss expected the PatchMask that the strategy made, which trains its "
+                f"network, got {type(patch_mask).__name__}"
+            )
         if self.loss is None:
             return reconstruction
         adversarial, objective = self.loss.adversarial_terms(error, patch_mask)
@@ -79,23 +141,117 @@ class MaskingStrategy(nn.Module):
         mmpretrain's adapter calls it; elsewhere call it every step.
 
         Args:
-            progress: share of the training that is done, in [0, 1].
+            progress: share of the training that is done. Outside [0, 1] the nearest end counts,
+                with one warning.
             iteration: iterations that are done, for schedules ``by='iter'``.
             epoch: epochs that are done, in fractions, for schedules ``by='epoch'``.
 
         Raises:
-            ValueError: a share outside [0, 1], or a schedule's count is missing.
+            ValueError: a schedule's count is missing.
         """
+        if not 0 <= progress <= 1:
+            warnings.warn(
+                f"progress is the share of training that is done, in [0, 1], got {progress}: the "
+                "nearest end is taken. Is the step counted against the right number of steps?",
+                stacklevel=2,
+            )
+            progress = min(max(progress, 0.0), 1.0)
+        self.progress = (progress, iteration, epoch)
+        for name, schedule in self.schedules.items():
+            setattr(self, f"_{name}", schedule(progress, iteration, epoch))
 
-    def grid(self, images: Tensor) -> tuple[int, int]:
-        """Patches per column and per row of ``(B, C, H, W)`` images.
+    def log_values(self) -> dict[str, float | Tensor]:
+        """Scalars of this strategy for the log of a step, without a gradient."""
+        return {}
+
+    def check_takes_ratio(self) -> None:
+        """Refuse a ``mask_ratio`` that nothing would follow.
 
         Raises:
+            ValueError: with the way out.
+        """
+
+    def require(
+        self,
+        host: str,
+        patch_size: tuple[int, int] | None = None,
+        equal_counts: str = "",
+        no_gate: str = "",
+    ) -> None:
+        """Refuse to be used where the strategy's masks could not be followed.
+
+        Args:
+            host: what is to use the masks, for the message.
+            patch_size: (height, width) of its patches in pixels; None for any.
+            equal_counts: why it needs the same number of visible patches in every image; empty if
+                it does not.
+            no_gate: why no gradient flows through its mask; empty if one does.
+
+        Raises:
+            ValueError: with the way out.
+        """
+        if patch_size is not None and self.patch_size != tuple(patch_size):
+            raise ValueError(
+                f"masking has patch_size={self.patch_size}, but {host} works on patches of "
+                f"{tuple(patch_size)} pixels; give the strategy patch_size={tuple(patch_size)}"
+            )
+        if equal_counts and self.free_counts:
+            raise ValueError(
+                f"{host} {equal_counts}, but {type(self).__name__} leaves the count free; use "
+                "threshold=dict(type='quantile')"
+            )
+        if no_gate and self.gate:
+            raise ValueError(f"{host} {no_gate}; leave out gate=True")
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """(rows, columns) of patches of ``(B, C, H, W)`` images.
+
+        Raises:
+            TypeError: no tensor, or one of integers.
             ValueError: not four dimensions, or patches that do not tile the images.
         """
+        check_tensor(images, "images")
         if images.dim() != 4:
             raise ValueError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(
+                "expected images as the encoder sees them, of floating point and normalised, got "
+                f"{images.dtype}; such as (images.float() / 255 - mean) / std"
+            )
+        if images.shape[3] <= 4 < images.shape[1]:
+            raise ValueError(
+                f"expected images of shape (B, C, H, W), got {tuple(images.shape)}, which looks "
+                "like channels-last; give images.permute(0, 3, 1, 2)"
+            )
         return grid_size(images.shape[2], images.shape[3], self.patch_size)
 
+    def valid_patches(self, valid: Tensor | None, images: Tensor) -> Tensor | None:
+        """``(B, L)`` bool from a mask of patches or of pixels; None where none was given.
+
+        Raises:
+            TypeError: not a tensor of bool.
+            ValueError: of another shape.
+        """
+        if valid is None:
+            return None
+        check_tensor(valid, "valid")
+        if valid.dtype != torch.bool:
+            raise TypeError(f"valid expected bool, True where there is data, got {valid.dtype}")
+        h, w = self.grid(images)
+        batch, _, height, width = images.shape
+        if valid.shape == (batch, h * w):
+            return valid
+        if valid.shape == (batch, height, width):
+            holes = (~valid).to(torch.float32)[:, None]
+            return F.max_pool2d(holes, self.patch_size).flatten(1) == 0
+        raise ValueError(
+            f"valid expected (B, L) = {(batch, h * w)} patches or (B, H, W) = "
+            f"{(batch, height, width)} pixels, got {tuple(valid.shape)}"
+        )
+
     def extra_repr(self) -> str:
-        return f"patch_size={self.patch_size}"
+        numbers = [
+            f"{name}={schedule if schedule.moves else schedule.start}"
+            for name, schedule in self.schedules.items()
+        ]
+        return ", ".join([f"patch_size={self.patch_size}", *numbers])

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from amn_masking.noise import uniform
+from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
 
 
@@ -20,7 +22,7 @@ class BlockMasking(RankedMasking):
     made at once, without a loop.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1).
+        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
         patch_size: side of a patch in pixels, or (height, width).
         min_patches: least area of a rectangle. The largest is the number of masked patches.
         min_aspect: least ratio of height to width, in (0, 1]; the largest is its inverse.
@@ -31,7 +33,7 @@ class BlockMasking(RankedMasking):
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: Ratio = 0.75,
         patch_size: int | tuple[int, int] = 16,
         min_patches: int = 16,
         min_aspect: float = 0.3,
@@ -44,7 +46,9 @@ class BlockMasking(RankedMasking):
         self.min_patches = min_patches
         self.min_aspect = min_aspect
 
-    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+    def priorities(
+        self, images: Tensor, num_masked: int, generator: torch.Generator | None
+    ) -> Tensor:
         """Minus the number of the first rectangle that covers a patch, and a tie-break."""
         batch, device, (height, width) = images.shape[0], images.device, self.grid(images)
         length = height * width
@@ -53,7 +57,7 @@ class BlockMasking(RankedMasking):
         share = min(least / length, 0.99)
         blocks = 4 + math.ceil(2 * math.log(1 - num_masked / length) / math.log(1 - share))
 
-        drawn = torch.rand(batch, blocks, 4, device=device, generator=generator)
+        drawn = uniform((batch, blocks, 4), device, generator)
         area = least + drawn[..., 0] * (num_masked - least)
         aspect = torch.exp((2 * drawn[..., 1] - 1) * -math.log(self.min_aspect))
         tall = (area * aspect).sqrt().round().clamp(1, height)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from amn_masking.noise import normal
+from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
 
-COLORS = ("red", "green", "blue", "purple")
+Color = Literal["red", "green", "blue", "purple"]
+COLORS: tuple[str, ...] = get_args(Color)
 
 
 class ColorNoiseMasking(RankedMasking):
@@ -28,7 +32,7 @@ class ColorNoiseMasking(RankedMasking):
     anew for each image and step.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1).
+        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
         patch_size: side of a patch in pixels, or (height, width).
         color: ``'red'``, ``'green'``, ``'blue'`` or ``'purple'``.
         low: standard deviation of the narrow filter, in patches, > 0.
@@ -40,9 +44,9 @@ class ColorNoiseMasking(RankedMasking):
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: Ratio = 0.75,
         patch_size: int | tuple[int, int] = 16,
-        color: str = "green",
+        color: Color = "green",
         low: float = 0.75,
         high: float = 1.5,
     ) -> None:
@@ -57,12 +61,14 @@ class ColorNoiseMasking(RankedMasking):
         self.low = low
         self.high = high
 
-    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+    def priorities(
+        self, images: Tensor, num_masked: int, generator: torch.Generator | None
+    ) -> Tensor:
         """The noise, at each patch."""
         height, width = self.grid(images)
         # A filter by Fourier transform is periodic: on a larger field its edges do not meet.
         field = (2 * height, 2 * width)
-        white = torch.randn(images.shape[0], *field, device=images.device, generator=generator)
+        white = normal((images.shape[0], *field), images.device, generator)
         noise = torch.fft.irfft2(torch.fft.rfft2(white) * self.response(field, images), s=field)
         return noise[:, :height, :width].flatten(1)
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
+from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.strategies.adversarial import AdversarialMasking
+from amn_masking.strategies.base import Ratio
 
 
 class HardPatchMasking(AdversarialMasking):
@@ -15,15 +19,16 @@ class HardPatchMasking(AdversarialMasking):
     ``'ranking'``, and a share of the masked patches, from 0 to 0.5 over the course of training,
     that goes to the hardest ones while the others are drawn at random. There a decoder on the
     autoencoder's own features predicts the order, which trains the encoder too, and an averaged
-    teacher scores the image; here the masking network does both, alone.
+    teacher scores the image; here the masking network does both, alone. In ``eval()`` all masked
+    patches are the hardest.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1).
+        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
         patch_size: side of a patch in pixels, or (height, width).
-        network: arguments of :class:`~amn_masking.network.MaskingNetwork`.
+        network: as in :class:`AdversarialMasking`.
         random_share: share in [0, 1] of the masked patches to draw uniformly; by default from 1 to
             0.5 over the course of training.
-        loss: arguments of :class:`~amn_masking.losses.CombinedAdversarialLoss`.
+        loss: as in :class:`AdversarialMasking`.
 
     Raises:
         ValueError: a value out of range.
@@ -32,11 +37,11 @@ class HardPatchMasking(AdversarialMasking):
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: Ratio = 0.75,
         patch_size: int | tuple[int, int] = 16,
-        network: Mapping[str, Any] | None = None,
-        random_share: float | Mapping[str, Any] | None = None,
-        loss: Mapping[str, Any] | None = None,
+        network: Mapping[str, Any] | nn.Module | None = None,
+        random_share: Ratio | None = None,
+        loss: Mapping[str, Any] | CombinedAdversarialLoss | None = None,
     ) -> None:
         if random_share is None:
             random_share = dict(type="linear", start=1.0, end=0.5)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
 
 
@@ -18,7 +19,7 @@ class OracleMasking(RankedMasking):
     from the question whether a network *finds* them.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1).
+        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
         patch_size: side of a patch in pixels, or (height, width).
         error: gives the ``(B, L)`` error of each patch of ``(B, C, H, W)`` images. In mmpretrain it
             is taken from the method: the mean over random masks of the error at the
@@ -32,7 +33,7 @@ class OracleMasking(RankedMasking):
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
+        mask_ratio: Ratio = 0.75,
         patch_size: int | tuple[int, int] = 16,
         error: Callable[[Tensor], Tensor] | None = None,
         draws: int = 4,
@@ -44,7 +45,9 @@ class OracleMasking(RankedMasking):
         self.draws = draws
 
     @torch.no_grad()
-    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+    def priorities(
+        self, images: Tensor, num_masked: int, generator: torch.Generator | None
+    ) -> Tensor:
         """The error."""
         height, width = self.grid(images)
         if self.error is None:

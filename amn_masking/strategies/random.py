@@ -5,35 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amn_masking.counts import count_visible
 from amn_masking.mask import PatchMask
-from amn_masking.strategies.base import MaskingStrategy
-from amn_masking.thresholds.selection import check_mask_ratio, count_visible
+from amn_masking.noise import uniform
+from amn_masking.strategies.base import MaskingStrategy, Ratio
+from amn_masking.thresholds.base import Candidates
 
 
 class RandomMasking(MaskingStrategy):
     """Keeps the ``int(L * (1 - mask_ratio))`` patches of smallest uniform noise.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377). It draws the
-    same random numbers as the stock method, so the same seed gives the same mask.
+    same random numbers as the stock method, so the same seed gives the same mask. It is random by
+    nature, in ``eval()`` too, as the stock method is.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1).
+        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
         patch_size: side of a patch in pixels, or (height, width).
 
     Raises:
         ValueError: a value out of range.
     """
 
-    def __init__(self, mask_ratio: float = 0.75, patch_size: int | tuple[int, int] = 16) -> None:
-        super().__init__(patch_size)
-        self.mask_ratio = check_mask_ratio(mask_ratio)
+    def __init__(self, mask_ratio: Ratio = 0.75, patch_size: int | tuple[int, int] = 16) -> None:
+        super().__init__(patch_size, mask_ratio)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
         grid = self.grid(images)
         length = grid[0] * grid[1]
         num_visible = count_visible(length, self.mask_ratio)
-        noise = torch.rand(images.shape[0], length, device=images.device, generator=generator)
+        noise = uniform((images.shape[0], length), images.device, generator)
+        if valid is not None:
+            candidates = Candidates(
+                noise, grid, valid=self.valid_patches(valid, images), generator=generator
+            )
+            return candidates.select(length - num_visible).patch_mask
         return PatchMask.from_shuffle(noise.argsort(1), num_visible, grid)
-
-    def extra_repr(self) -> str:
-        return f"mask_ratio={self.mask_ratio}, {super().extra_repr()}"

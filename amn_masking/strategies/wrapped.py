@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from amn_masking.counts import check_ratio, count_visible
 from amn_masking.mask import PatchMask
-from amn_masking.strategies.adversarial import AdversarialMasking
+from amn_masking.noise import uniform
 from amn_masking.strategies.base import MaskingStrategy
-from amn_masking.strategies.random import RandomMasking
-from amn_masking.strategies.ranked import RankedMasking
-from amn_masking.thresholds.selection import check_mask_ratio, count_visible
 
 
 class WrappedMasking(MaskingStrategy):
     """A strategy that changes what another one does.
+
+    What it does not change is the other one's: ratio, schedules, log, gate, counts and loss.
 
     Args:
         masking: the other one.
@@ -32,16 +32,47 @@ class WrappedMasking(MaskingStrategy):
                 f"{type(self).__name__} expected masking= a MaskingStrategy, or in mmpretrain its "
                 f"config dict(type=...), got {type(masking).__name__}"
             )
-        super().__init__(masking.patch_size)
+        super().__init__(masking.patch_size, None)
         self.masking = masking
         self.loss = masking.loss
-        self.free_counts = masking.free_counts
-        self.gate = getattr(masking, "gate", False)
+
+    @property
+    def mask_ratio(self) -> float | None:  # type: ignore[override]
+        """The other strategy's."""
+        return self.masking.mask_ratio
+
+    @mask_ratio.setter
+    def mask_ratio(self, value: Any) -> None:
+        self.masking.mask_ratio = value
+
+    @property
+    def free_counts(self) -> bool:  # type: ignore[override]
+        """The other strategy's."""
+        return self.masking.free_counts
+
+    @property
+    def gate(self) -> bool:  # type: ignore[override]
+        """The other strategy's."""
+        return self.masking.gate
+
+    def other_mask(
+        self, images: Tensor, generator: torch.Generator | None, valid: Tensor | None
+    ) -> PatchMask:
+        """The other strategy's mask; one that does not know ``valid`` is not given it in vain."""
+        if valid is None:
+            return self.masking(images, generator)
+        return self.masking(images, generator, valid)
 
     def set_progress(
         self, progress: float, iteration: float | None = None, epoch: float | None = None
     ) -> None:
         self.masking.set_progress(progress, iteration, epoch)
+
+    def log_values(self) -> dict[str, float | Tensor]:
+        return self.masking.log_values()
+
+    def check_takes_ratio(self) -> None:
+        self.masking.check_takes_ratio()
 
 
 class RandomRatioMasking(WrappedMasking):
@@ -50,52 +81,74 @@ class RandomRatioMasking(WrappedMasking):
     The range of ratios stands for a range of difficulties, as in Li et al., "MAGE"
     (arXiv:2211.09117), which draws it from a truncated normal distribution for each image; here it
     is uniform, and one for all images of a batch, so that encoders that drop tokens stay without
-    padding. Each rank draws its own.
+    padding. Each rank draws its own. In ``eval()`` the ratio is the middle of the range.
 
     Args:
-        masking: the strategy, with an exact count.
+        masking: the strategy, one's own too, with an exact count.
         ratio_range: least and largest mask ratio, both in (0, 1).
 
     Raises:
-        ValueError: no such range, or a strategy that chooses its own counts; in ``forward``, images
-            of which an end of the range leaves no patch visible or none masked.
-        TypeError: ``masking`` is no strategy with a mask ratio.
+        ValueError: no such range, or a strategy that chooses its own counts or takes no ratio; in
+            ``forward``, images of which an end of the range leaves no patch visible or none
+            masked; on setting ``mask_ratio``.
+        TypeError: ``masking`` is no strategy.
     """
 
     def __init__(
         self, masking: MaskingStrategy, ratio_range: tuple[float, float] = (0.5, 0.9)
     ) -> None:
         super().__init__(masking)
-        if not isinstance(masking, (RandomMasking, RankedMasking, AdversarialMasking)):
-            raise TypeError(
-                "RandomRatioMasking expected a strategy with a mask_ratio, got "
-                f"{type(masking).__name__}"
-            )
         if masking.free_counts:
             raise ValueError(
                 "RandomRatioMasking expected a strategy with an exact count, but the threshold of "
                 "this one chooses its own; use threshold=dict(type='quantile')"
             )
-        low, high = (check_mask_ratio(ratio) for ratio in ratio_range)
+        if masking.mask_ratio is None:
+            raise ValueError(
+                "RandomRatioMasking expected a strategy with a mask_ratio, but that of "
+                f"{type(masking).__name__} is None; hand it down to MaskingStrategy.__init__"
+            )
+        try:
+            low, high = (check_ratio(ratio) for ratio in ratio_range)
+        except TypeError:
+            raise ValueError(
+                f"ratio_range expected two numbers in (0, 1), got {ratio_range!r}"
+            ) from None
         if low > high:
             raise ValueError(f"ratio_range expected (least, largest), got {ratio_range}")
         self.ratio_range = (low, high)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
+    def check_takes_ratio(self) -> None:
+        raise ValueError(
+            "RandomRatioMasking draws the ratio and takes no mask_ratio; set its ratio_range"
+        )
+
+    @property
+    def mask_ratio(self) -> float | None:  # type: ignore[override]
+        """The ratio of the newest batch."""
+        return self.masking.mask_ratio
+
+    @mask_ratio.setter
+    def mask_ratio(self, value: Any) -> None:
+        self.check_takes_ratio()
+
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
         low, high = self.ratio_range
         h, w = self.grid(images)
         for end in self.ratio_range:  # at once, and not when it happens to be drawn
             count_visible(h * w, end)
-        device = "cpu" if generator is None else generator.device
-        # The host has to know how many patches are left, so it draws from its own generator.
-        ratio = low + (high - low) * float(torch.rand((), device=device, generator=generator))
-        owner: Any = getattr(self.masking, "threshold", self.masking)
-        before = owner.mask_ratio
-        owner.mask_ratio = ratio
-        try:
-            return self.masking(images, generator)
-        finally:
-            owner.mask_ratio = before
+        share = 0.5
+        if self.training:
+            # The host has to know how many patches are left, so it draws from its own generator.
+            device = torch.device("cpu") if generator is None else generator.device
+            share = float(uniform((), device, generator))
+        self.masking.mask_ratio = low + (high - low) * share
+        return self.other_mask(images, generator, valid)
 
     def extra_repr(self) -> str:
         return f"ratio_range={self.ratio_range}, {super().extra_repr()}"
@@ -109,27 +162,46 @@ class ShuffledMasking(WrappedMasking):
     mask goes with its gradient, so its network learns where masks are hard on images that it did
     not see: it can only learn positions.
 
+    A batch of one image keeps its mask, with one warning.
+
     Args:
-        masking: the strategy.
+        masking: the strategy, one's own too.
 
     Raises:
         TypeError: ``masking`` is no strategy.
-        ValueError: in ``forward``, a batch of one image.
     """
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
+    def __init__(self, masking: MaskingStrategy) -> None:
+        super().__init__(masking)
+        self.warned = False
+
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
+        patch_mask = self.other_mask(images, generator, valid)
         batch = images.shape[0]
         if batch < 2:
-            raise ValueError(f"ShuffledMasking expected at least two images, got {batch}")
-        patch_mask = self.masking(images, generator)
+            if not self.warned:
+                self.warned = True
+                warnings.warn(
+                    "ShuffledMasking got a batch of one image, which keeps its own mask; to leave "
+                    "such a batch out set drop_last=True in the dataloader",
+                    stacklevel=2,
+                )
+            return patch_mask
         # A cycle through all images in random order: no image keeps its own mask.
-        noise = torch.rand(batch, device=images.device, generator=generator)
-        order = noise.argsort()
+        order = tie_order(batch, images.device, self.training, generator)
         source = torch.empty_like(order).scatter_(0, order, order.roll(1))
-        rows = {
-            field.name: value[source]
-            for field in fields(patch_mask)
-            if isinstance(value := getattr(patch_mask, field.name), Tensor)
-            and field.name != "reward_scale"  # the error that it scales is of the image itself
-        }
-        return replace(patch_mask, **rows)
+        return patch_mask.take(source)
+
+
+def tie_order(
+    batch: int, device: torch.device, drawn: bool, generator: torch.Generator | None
+) -> Tensor:
+    """A permutation of the batch; in ``eval()`` the batch's own order."""
+    if not drawn:
+        return torch.arange(batch, device=device)
+    return uniform((batch,), device, generator).argsort()

@@ -1,9 +1,9 @@
 """From patch logits to a hard mask, by a threshold of each image's own."""
 
+from amn_masking.thresholds.base import Candidates, Selection, Threshold
 from amn_masking.thresholds.difficulty import Difficulty
 from amn_masking.thresholds.mean import Mean
 from amn_masking.thresholds.quantile import Quantile
-from amn_masking.thresholds.selection import Selection, Threshold
 from amn_masking.thresholds.tracking import Tracking
 
 THRESHOLDS: dict[str, type[Threshold]] = {
@@ -13,4 +13,13 @@ THRESHOLDS: dict[str, type[Threshold]] = {
     "difficulty": Difficulty,
 }
 
-__all__ = ["THRESHOLDS", "Difficulty", "Mean", "Quantile", "Selection", "Threshold", "Tracking"]
+__all__ = [
+    "THRESHOLDS",
+    "Candidates",
+    "Difficulty",
+    "Mean",
+    "Quantile",
+    "Selection",
+    "Threshold",
+    "Tracking",
+]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from amn_masking.mask import PatchMask
+from amn_masking.thresholds.base import Candidates
 from amn_masking.thresholds.tracking import Tracking
 
 # The ratio integrates the missed log-gain at this share of the rate of the running errors: no
@@ -24,7 +25,7 @@ class Difficulty(Tracking):
     ratio. The fewer patches are masked by score, the more they are the extreme ones: so with a
     target above 1 the ratio grows while g is above the target, and shrinks while it is below::
 
-        ratio <- ratio + 0.15 * gain * sign(log target) * (log g - log target)
+        ratio <- ratio + 0.15 * rate * sign(log target) * (log g - log target)
 
     within ``ratio_range``. A network that has no opinion yet has g = 1, and the ratio shrinks until
     it has one or the range ends; for the same reason a target that the network cannot reach ends
@@ -36,14 +37,14 @@ class Difficulty(Tracking):
     ``torch.distributed`` all are equal on all ranks.
 
     Args:
-        mask_ratio: the ratio to begin with, in (0, 1).
         target_gain: > 0 and not 1; above 1 for an adversary (``strength`` > 0), below for a
             cooperative mask.
-        ratio_range: least and largest share in any one image, and of the mean.
-        gain: rate of the running means, in (0, 1].
+        ratio_range: least and largest share in any one image, and of the mean. The strategy's
+            ``mask_ratio`` is where the ratio begins.
+        rate: of the running means, in (0, 1].
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range; a strategy without a share of patches drawn at random.
     """
 
     errors: Tensor
@@ -51,12 +52,11 @@ class Difficulty(Tracking):
 
     def __init__(
         self,
-        mask_ratio: float,
         target_gain: float = 1.2,
         ratio_range: tuple[float, float] = (0.05, 0.95),
-        gain: float = 0.1,
+        rate: float = 0.1,
     ) -> None:
-        super().__init__(mask_ratio, ratio_range, gain)
+        super().__init__(ratio_range, rate)
         if not target_gain > 0 or target_gain == 1 or math.isinf(target_gain):
             raise ValueError(
                 "target_gain is the error of masked patches over that of random ones, above 0 and "
@@ -65,11 +65,29 @@ class Difficulty(Tracking):
         self.target_gain = target_gain
         # Running sums of error and count: by score, at random. 0 until the first step.
         self.register_buffer("errors", torch.zeros(2, 2))
-        self.register_buffer("ratio", torch.tensor(float(mask_ratio)))
+        self.register_buffer("ratio", torch.zeros(()))  # 0 until the first step
+        self.begin: float | None = None
 
-    @property
-    def target(self) -> Tensor:
-        return self.ratio
+    def target(self, candidates: Candidates) -> Tensor:
+        first: float = super().target(candidates)  # type: ignore[assignment]
+        # A mask_ratio that was set anew in training is where the ratio goes on from.
+        anew = self.begin not in (None, first)
+        ratio = torch.where((self.ratio > 0) & (not anew), self.ratio, first)
+        if self.training:
+            self.begin = first
+            with torch.no_grad():
+                self.ratio.copy_(ratio)
+        return ratio
+
+    def check(self, random_share: tuple[float, float]) -> None:
+        if not random_share[0] > 0:
+            raise ValueError(
+                "threshold 'difficulty' measures the masks beside patches drawn at random and "
+                f"expected random_share > 0 all the time, such as 0.25, got {random_share[0]}"
+            )
+
+    def log_values(self) -> dict[str, Tensor]:
+        return {"running_gain": self.running_gain.detach().clone()}
 
     @property
     def running_gain(self) -> Tensor:
@@ -81,35 +99,28 @@ class Difficulty(Tracking):
         return chosen / random
 
     @torch.no_grad()
-    def observe(self, error: Tensor, patch_mask: PatchMask) -> None:
+    def observe(self, error: Tensor, chosen: PatchMask, drawn_at_random: Tensor | None) -> None:
         """Take the errors of a step's masks, and move the ratio.
-
-        Args:
-            error: ``(B, L)`` per-patch error.
-            patch_mask: the mask that the error was made under, with ``random``.
 
         Raises:
             ValueError: no patch was drawn at random.
         """
-        if patch_mask.random is None:
-            raise ValueError(
-                "threshold 'difficulty' measures the masks beside patches drawn at random and "
-                "expected random_share > 0, such as 0.25"
-            )
-        random = patch_mask.random & patch_mask.mask.bool()
-        chosen = patch_mask.mask.bool() & ~random
+        if drawn_at_random is None:
+            self.check((0.0, 0.0))
+        random = drawn_at_random & chosen.mask.bool()  # type: ignore[operator]
+        by_score = chosen.mask.bool() & ~random
         error = error.detach().to(self.errors.dtype)
-        sums = [(part * weight).sum() for part in (chosen, random) for weight in (error, 1.0)]
+        sums = [(part * weight).sum() for part in (by_score, random) for weight in (error, 1.0)]
         found = torch.stack(sums).reshape(2, 2)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(found)
         found = found / found[:, 1].sum()
         started = self.errors.sum() > 0
-        self.errors.copy_(torch.where(started, self.errors.lerp(found, self.gain), found))
+        self.errors.copy_(torch.where(started, self.errors.lerp(found, self.rate), found))
         missed = self.running_gain.log() - math.log(self.target_gain)
         # Errors of 0, or a batch without a chosen or a random patch, say nothing.
         missed = torch.where(missed.isfinite(), missed.clamp(-1, 1), 0.0)
-        step = math.copysign(RATIO_RATE * self.gain, math.log(self.target_gain)) * missed
+        step = math.copysign(RATIO_RATE * self.rate, math.log(self.target_gain)) * missed
         low, high = self.ratio_range
         ratio = (self.ratio + step).clamp(low, high)
         # What tracking would have to find out otherwise.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, distributed
 
-from amn_masking.thresholds.mean import check_ratio_range, select_above
-from amn_masking.thresholds.selection import Selection, Threshold, check_mask_ratio
+from amn_masking.counts import check_ratio_range
+from amn_masking.thresholds.base import Candidates, Selection, Threshold
 
 # The level integrates at this share of the rate of the offset: at most a quarter, so that the two
-# together do not ring (the poles of gain, LEVEL_RATE * gain stay real).
+# together do not ring (the poles of rate, LEVEL_RATE * rate stay real).
 LEVEL_RATE = 0.25
 
 
@@ -32,12 +30,11 @@ class Tracking(Threshold):
     over the ranks in every step, so equal on all of them.
 
     Args:
-        mask_ratio: target for the mean share of masked patches, in (0, 1).
-        ratio_range: least and largest share in any one image; the target lies between them.
-        gain: of the running mean, in (0, 1]; about 1 / gain steps to follow a change.
+        ratio_range: least and largest share in any one image; ``mask_ratio`` lies between them.
+        rate: of the running mean, in (0, 1]; about 1 / rate steps to follow a change.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range; in ``forward``, a ``mask_ratio`` outside ``ratio_range``.
     """
 
     free_counts = True
@@ -45,59 +42,54 @@ class Tracking(Threshold):
     level: Tensor
 
     def __init__(
-        self,
-        mask_ratio: float,
-        ratio_range: tuple[float, float] = (0.05, 0.95),
-        gain: float = 0.1,
+        self, ratio_range: tuple[float, float] = (0.05, 0.95), rate: float = 0.1
     ) -> None:
         super().__init__()
-        self.mask_ratio = check_mask_ratio(mask_ratio)
         self.ratio_range = check_ratio_range(ratio_range)
-        if not self.ratio_range[0] < mask_ratio < self.ratio_range[1]:
-            raise ValueError(
-                f"mask_ratio={mask_ratio} must lie inside ratio_range={ratio_range}, so that there "
-                "is room on both sides; widen the range"
-            )
-        if not 0 < gain <= 1:
-            raise ValueError(f"gain is the rate of a running mean, in (0, 1], got {gain}")
-        self.gain = gain
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate is that of a running mean, in (0, 1], got {rate}")
+        self.rate = rate
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("level", torch.zeros(()))  # 0 until the first step
 
-    def forward(
-        self,
-        keys: Tensor,
-        scores: Tensor,
-        grid: tuple[int, int],
-        random_share: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Selection:
-        mean = scores.mean(1, keepdim=True)
+    def forward(self, candidates: Candidates) -> Selection:
+        target = self.target(candidates)
+        mean = candidates.mean_score()
         if not self.training:
-            return self._select(keys, mean + self.offset, grid, random_share, generator)
-        deviations = (torch.sigmoid(keys) - mean.detach()).flatten().sort().values
+            return candidates.select_above(mean + self.offset, self.ratio_range)
+        deviations = torch.sigmoid(candidates.priorities) - mean.detach()
+        if candidates.valid is None:
+            deviations = deviations.flatten().sort().values
+        else:
+            deviations = deviations[candidates.valid].sort().values
         started = self.level > 0
-        level = torch.where(started, self.level, self.target)
+        level = torch.where(started, self.level, target)
         offset = torch.where(started, self.offset, upper_quantile(deviations, level))
-        selection = self._select(keys, mean + offset, grid, random_share, generator)
-        missed = self.target - selection.patch_mask.mask.mean()
+        selection = candidates.select_above(mean + offset, self.ratio_range)
+        missed = target - selection.patch_mask.mask.mean()
         # Far from the batch's scores, after a jump, the ratio says nothing: come near them first.
         margin = (deviations[-1] - deviations[0]) / 2
         near = offset.clamp(deviations[0] - margin, deviations[-1] + margin)
         missed = torch.where(near == offset, missed, 0.0)
         tiny = 1e-6  # the level stays above 0, which says that there was no step yet
-        level = (level + LEVEL_RATE * self.gain * missed).clamp(tiny, 1.0)
-        offset = near + self.gain * (upper_quantile(deviations, level) - near)
+        level = (level + LEVEL_RATE * self.rate * missed).clamp(tiny, 1.0)
+        offset = near + self.rate * (upper_quantile(deviations, level) - near)
         self._move(offset, level)
         return selection
 
-    @property
-    def target(self) -> float | Tensor:
-        """The mean share of masked patches to hold."""
-        return self.mask_ratio
+    def target(self, candidates: Candidates) -> float | Tensor:
+        """The mean share of masked patches to hold.
 
-    def _select(self, keys: Tensor, tau: Tensor, *args: Any) -> Selection:
-        return select_above(keys, tau, self.ratio_range, *args)
+        Raises:
+            ValueError: outside ``ratio_range``.
+        """
+        ratio: float = candidates.mask_ratio  # type: ignore[assignment]
+        if not self.ratio_range[0] < ratio < self.ratio_range[1]:
+            raise ValueError(
+                f"mask_ratio={ratio} must lie inside ratio_range={self.ratio_range}, so that there "
+                "is room on both sides; widen the range"
+            )
+        return ratio
 
     @torch.no_grad()
     def _move(self, offset: Tensor, level: Tensor) -> None:
@@ -109,7 +101,7 @@ class Tracking(Threshold):
         self.level.copy_(state[1])
 
     def extra_repr(self) -> str:
-        return f"mask_ratio={self.mask_ratio}, ratio_range={self.ratio_range}, gain={self.gain}"
+        return f"ratio_range={self.ratio_range}, rate={self.rate}"
 
 
 def upper_quantile(ascending: Tensor, share: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""Parts of a strategy from what a user gives: an object, a config dict, or nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def build(
+    given: Mapping[str, Any] | T | None,
+    base: type[T],
+    known: Mapping[str, type[T]],
+    role: str,
+    **defaults: Any,
+) -> T:
+    """The object that ``given`` is or describes.
+
+    Args:
+        given: an object of class ``base``, which is taken as it is; or ``dict(type=..., ...)`` with
+            the name of one of ``known``, or with a class of one's own, and its arguments; or None
+            for the first of ``known``. The type may be left out where only one is known.
+        base: the class that the part has to have.
+        known: classes by name.
+        role: the name of the argument, for messages.
+        defaults: arguments that are used where the class takes them and the config is silent.
+
+    Raises:
+        ValueError: no or an unknown type.
+        TypeError: neither a dict nor such an object, or an argument that the class does not take.
+    """
+    first = next(iter(known))
+    if given is None:
+        given = {"type": first}
+    if not isinstance(given, Mapping):
+        if isinstance(given, base):
+            return given
+        hint = f"; did you mean {given.__name__}()?" if isinstance(given, type) else ""
+        raise TypeError(
+            f"{role} expected a {base.__name__}, or a dict such as {role}=dict(type={first!r}, "
+            f"...), got {given!r}{hint}"
+        )
+    config = dict(given)
+    config.pop("_scope_", None)  # mmengine marks dicts that a base config brought in
+    kind = config.pop("type", first if len(known) == 1 else None)
+    cls: Any = known.get(kind) if isinstance(kind, str) else kind
+    if not isinstance(cls, type) or not issubclass(cls, base):
+        raise ValueError(
+            f"unknown {role} type {kind!r}; expected {role}=dict(type=...) with one of "
+            f"{sorted(known)} or a subclass of {base.__name__}"
+        )
+    parameters = inspect.signature(cls).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_all else sorted(set(config) - set(parameters))
+    if unknown:
+        owner = (
+            "; the ratio is the strategy's own argument mask_ratio"
+            if "mask_ratio" in unknown
+            else ""
+        )
+        raise TypeError(
+            f"{role} {kind!r} does not take {', '.join(unknown)}; it takes "
+            f"{', '.join(parameters) or 'no arguments'}{owner}"
+        )
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and name not in config
+        and name not in defaults
+    ]
+    if missing:
+        raise TypeError(f"{role} {kind!r} expected {', '.join(missing)}, got {dict(given)}")
+    for name, value in defaults.items():
+        if name in parameters:
+            config.setdefault(name, value)
+    return cls(**config)

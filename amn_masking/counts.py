@@ -1,0 +1,94 @@
+"""How many patches are masked: MAE's counts, bit for bit, and their bounds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_ratio(ratio: float, name: str = "mask_ratio") -> float:
+    """The ratio, if it is one.
+
+    Raises:
+        ValueError: outside (0, 1).
+        TypeError: not a number.
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+        raise TypeError(f"{name} must be a number in (0, 1), got {ratio!r}")
+    if not 0 < ratio < 1:
+        raise ValueError(f"{name} is a share of the patches and must lie in (0, 1), got {ratio}")
+    return ratio
+
+
+def check_ratio_range(ratio_range: tuple[float, float]) -> tuple[float, float]:
+    """The range as a pair.
+
+    Raises:
+        ValueError: not two numbers with 0 <= low <= high <= 1.
+    """
+    try:
+        low, high = ratio_range
+    except (TypeError, ValueError):
+        raise ValueError(
+            "ratio_range expected two numbers (low, high), the least and the largest share of "
+            f"masked patches, such as (0.05, 0.95), got {ratio_range!r}"
+        ) from None
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            "ratio_range is the least and the largest share of masked patches, "
+            f"0 <= low <= high <= 1, got {ratio_range}"
+        )
+    return float(low), float(high)
+
+
+def count_visible(length: int, mask_ratio: float) -> int:
+    """MAE's count, bit for bit: ``int(L * (1 - mask_ratio))`` visible patches of ``L``.
+
+    Raises:
+        ValueError: no patch would be visible, or none masked.
+    """
+    num_visible = int(length * (1 - mask_ratio))
+    if not 0 < num_visible < length:
+        missing = "visible" if num_visible == 0 else "masked"
+        raise ValueError(
+            f"mask_ratio={mask_ratio} of {length} patches leaves none {missing}; choose a ratio "
+            f"with 0 < int({length} * (1 - mask_ratio)) < {length}, or images with more patches"
+        )
+    return num_visible
+
+
+def count_masked(length: int, mask_ratio: float) -> int:
+    """``L - int(L * (1 - mask_ratio))`` masked patches of ``L``; raises as :func:`count_visible`."""
+    return length - count_visible(length, mask_ratio)
+
+
+def count_range(length: int, ratio_range: tuple[float, float]) -> tuple[int, int]:
+    """Least and most masked patches of ``L`` whose share lies in ``ratio_range``.
+
+    At least one patch is always masked and one visible.
+
+    Raises:
+        ValueError: no count lies in the range.
+    """
+    low, high = ratio_range
+    # 1e-9 keeps a bound that is a whole number of patches from being rounded away.
+    least = max(1, math.ceil(low * length - 1e-9))
+    most = min(length - 1, math.floor(high * length + 1e-9))
+    if least > most:
+        raise ValueError(
+            f"no number of masked patches out of {length} lies in ratio_range={ratio_range} with "
+            "one visible and one masked; widen it"
+        )
+    return least, most
+
+
+def longest_row(visible_counts: Tensor) -> tuple[int, Tensor | None]:
+    """The largest count, and the counts themselves, or None where all are equal.
+
+    Reads the counts, ``(B,)``, back to the host: free counts cost one synchronisation.
+    """
+    least, most = torch.aminmax(visible_counts)
+    smallest, largest = torch.stack([least, most]).tolist()
+    return largest, None if smallest == largest else visible_counts

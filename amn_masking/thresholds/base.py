@@ -1,0 +1,211 @@
+"""What every threshold shares: order the patches, cut the order, say where the cut is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amn_masking.counts import count_range, longest_row
+from amn_masking.mask import PatchMask
+from amn_masking.network import to_logits
+from amn_masking.noise import tie_breaks, uniform
+
+
+@dataclass(eq=False)
+class Selection:
+    """A hard choice of patches.
+
+    Attributes:
+        patch_mask: the mask.
+        tau: ``(B, 1)`` the threshold on the scale of the priorities: masked where priority > tau.
+            For free counts with the gradient of the scores that it was made from.
+        drawn_at_random: ``(B, L)`` bool, patches that were masked at random; None if there are
+            none.
+        free_counts: whether the count came from tau, and not tau from the count.
+    """
+
+    patch_mask: PatchMask
+    tau: Tensor
+    drawn_at_random: Tensor | None = None
+    free_counts: bool = False
+
+
+@dataclass(eq=False)
+class Candidates:
+    """What a threshold chooses from: the patches of a batch, and how to choose.
+
+    Attributes:
+        priorities: ``(B, L)`` float32, no gradient, the patch logits with any exploration noise;
+            larger is masked first.
+        grid: (rows, columns) of patches.
+        scores: ``(B, L)`` in (0, 1), the scores without noise, with a gradient; None where nothing
+            is learned.
+        mask_ratio: the strategy's, in (0, 1); None where the threshold takes none.
+        random_share: share in [0, 1] of each image's masked patches to draw uniformly.
+        valid: ``(B, L)`` bool, False at patches that must not be chosen; None for all valid.
+        deterministic: whether equal priorities are ordered alike in every call.
+        generator: source of the tie-breaks and of the random share.
+    """
+
+    priorities: Tensor
+    grid: tuple[int, int]
+    scores: Tensor | None = None
+    mask_ratio: float | None = None
+    random_share: float = 0.0
+    valid: Tensor | None = None
+    deterministic: bool = False
+    generator: torch.Generator | None = None
+
+    @property
+    def length(self) -> int:
+        """Patches per image, L."""
+        return self.priorities.shape[1]
+
+    def mean_score(self) -> Tensor:
+        """``(B, 1)`` mean score of each image's valid patches, with its gradient.
+
+        Raises:
+            ValueError: there are no scores.
+        """
+        if self.scores is None:
+            raise ValueError("this threshold expected scores, which this strategy does not make")
+        if self.valid is None:
+            return self.scores.mean(1, keepdim=True)
+        return (self.scores * self.valid).sum(1, keepdim=True) / self.valid.sum(1, keepdim=True)
+
+    def select(self, num_masked: int | Tensor) -> Selection:
+        """Mask each image's patches of highest priority, or a share of them at random.
+
+        Args:
+            num_masked: one count for all images, or ``(B,)`` int64.
+
+        Raises:
+            ValueError: an image has too few valid patches for that count.
+        """
+        counts = num_masked[:, None] if isinstance(num_masked, Tensor) else num_masked
+        self._check_valid(counts)
+        ranked, drawn_at_random = self.priorities, None
+        if self.random_share > 0:
+            noise = uniform(ranked.shape, ranked.device, self.generator)
+            if self.valid is not None:
+                noise = noise.masked_fill(~self.valid, 2.0)
+            drawn_at_random = noise.argsort(1).argsort(1) < self._round(counts)
+            ranked = ranked.masked_fill(drawn_at_random, float("inf"))
+        if self.valid is not None:
+            ranked = ranked.masked_fill(~self.valid, float("-inf"))
+        ids_shuffle = self._order(ranked)
+        if isinstance(num_masked, Tensor):
+            visible = self.length - num_masked
+            num_visible, visible_counts = longest_row(visible)
+            last_visible = (visible - 1)[:, None]
+        else:
+            num_visible, visible_counts = self.length - num_masked, None
+            last_visible = torch.full_like(ids_shuffle[:, :1], num_visible - 1)
+        patch_mask = PatchMask.from_shuffle(
+            ids_shuffle, num_visible, self.grid, visible_counts, self.valid
+        )
+        tau = self.priorities.gather(1, ids_shuffle.gather(1, last_visible))
+        return Selection(patch_mask, tau, drawn_at_random)
+
+    def select_above(self, tau: Tensor, ratio_range: tuple[float, float]) -> Selection:
+        """Mask where sigmoid(priority) > tau, with each image's count held within ``ratio_range``.
+
+        Args:
+            tau: ``(B, 1)`` on the scale of the scores, (0, 1).
+            ratio_range: least and largest share of masked patches.
+        """
+        least, most = count_range(self.length, ratio_range)
+        tau_logit = to_logits(tau)
+        above = self.priorities > tau_logit
+        if self.valid is None:
+            wanted = above.sum(1)
+            num_masked = wanted.clamp(least, most)
+        else:
+            wanted = (above & self.valid).sum(1)
+            room = (self.valid.sum(1) - 1).clamp(max=most)
+            num_masked = torch.minimum(wanted.clamp(min=least), room)
+        selection = self.select(num_masked)
+        # Where a bound cut the count, the threshold that is in force is the order statistic.
+        selection.tau = torch.where((wanted == num_masked)[:, None], tau_logit, selection.tau)
+        selection.free_counts = True
+        return selection
+
+    def _order(self, priorities: Tensor) -> Tensor:
+        """``(B, L)`` patches by ascending priority; equal ones in another order than the grid's.
+
+        A sort alone would keep the first of equal patches visible. So the patches are shuffled
+        before it.
+        """
+        shuffle = tie_breaks(priorities, self.deterministic, self.generator).argsort(1)
+        return shuffle.gather(1, priorities.gather(1, shuffle).argsort(1))
+
+    def _round(self, counts: int | Tensor) -> Tensor:
+        """``(B, 1)`` patches to draw at random, rounded up by chance, so that their mean is exact.
+
+        Rounding to the nearest would draw none of a few patches, ever.
+        """
+        exact = counts * self.random_share
+        whole = exact.floor() if isinstance(exact, Tensor) else math.floor(exact)
+        chance = uniform((len(self.priorities), 1), self.priorities.device, self.generator)
+        return whole + (chance < exact - whole)
+
+    def _check_valid(self, counts: int | Tensor) -> None:
+        if self.valid is None:
+            return
+        short = self.valid.sum(1, keepdim=True) <= counts
+        if bool((short | (self.valid.sum(1, keepdim=True) < 2)).any()):
+            rows = short.flatten().nonzero().flatten().tolist()
+            raise ValueError(
+                f"each image needs more valid patches than are masked, but images {rows} of the "
+                f"batch have {self.valid.sum(1)[rows].tolist()} valid of {self.length} patches; "
+                "lower mask_ratio, take a threshold with free counts, or leave these images out"
+            )
+
+
+class Threshold(nn.Module):
+    """Turns the priorities of the patches into a hard choice of some.
+
+    One's own is a subclass whose ``forward`` says how many patches are masked, or above which
+    score::
+
+        class HalfOfThem(Threshold):
+            def forward(self, candidates):
+                return candidates.select(candidates.length // 2)
+
+    Attributes:
+        free_counts: whether images of one batch may mask different numbers of patches.
+        takes_ratio: whether it holds the strategy's ``mask_ratio``.
+    """
+
+    free_counts: bool = False
+    takes_ratio: bool = True
+
+    def forward(self, candidates: Candidates) -> Selection:
+        """Choose the patches to mask."""
+        raise NotImplementedError
+
+    def observe(self, error: Tensor, chosen: PatchMask, drawn_at_random: Tensor | None) -> None:
+        """Told of each training step's masks, once.
+
+        Args:
+            error: ``(B, L)`` per-patch error, no gradient, 0 where nothing was chosen.
+            chosen: the mask that the error was made under.
+            drawn_at_random: ``(B, L)`` bool, patches that were masked at random; None if none.
+        """
+
+    def check(self, random_share: tuple[float, float]) -> None:
+        """Refuse a strategy's settings that this threshold cannot work with.
+
+        Args:
+            random_share: least and largest share of patches drawn at random over the training.
+
+        Raises:
+            ValueError: with the way out.
+        """
+
+    def log_values(self) -> dict[str, Tensor]:
+        """Scalars for the log, without a gradient."""
+        return {}
