@@ -51,7 +51,9 @@ def draw_masks(
         ) from error
 
     size = images.shape[-2:]
-    shown = to_pixels(images, mean, std)
+    pixels = undo(images, mean, std)
+    black, white = pixel_range(pixels)
+    shown = to_pixels(pixels, black, white)
     hidden = patch_mask.pixel_mask(*size).bool().cpu()
     columns: list[tuple[str, Tensor]] = [("input", shown)]
     if patch_mask.learned is not None:
@@ -59,7 +61,7 @@ def draw_masks(
         columns.append(("score map", scores[:, 0]))
     columns.append(("masked input", torch.where(hidden, torch.full_like(shown, 0.5), shown)))
     if reconstruction is not None:
-        predicted = torch.where(hidden, to_pixels(reconstruction, mean, std), shown)
+        predicted = torch.where(hidden, to_pixels(undo(reconstruction, mean, std), black, white), shown)
         columns.append(("reconstruction", predicted))
 
     rows = images.shape[0]
@@ -90,17 +92,27 @@ def draw_masks(
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def to_pixels(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """``(B, 3, H, W)`` in [0, 1] on the CPU: undo the normalisation, make three channels."""
+def undo(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """The images before they were normalised, float32."""
     images = images.detach().float()
-    if mean is not None and std is not None:
-        images = (images * std + mean) / 255
-    elif images.min() < 0 or images.max() > 255:
-        least, most = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-        images = (images - least) / (most - least).clamp_min(1e-12)
-    elif images.max() > 1:
-        images = images / 255
-    images = images.nan_to_num().clamp(0, 1).cpu()
-    if images.shape[1] < 3:
-        images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    return images[:, :3]
+    return images if mean is None or std is None else images * std + mean
+
+
+def pixel_range(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The values that are drawn black and white: 0 and 255, 0 and 1, or, for other values, each
+    image's own least and largest.
+    """
+    least, most = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+    tolerance = 0.02 * (most.max() - least.min())
+    for white in (1.0, 255.0):
+        if least.min() >= -tolerance and most.max() <= white + tolerance:
+            return torch.zeros_like(least), torch.full_like(most, white)
+    return least, most
+
+
+def to_pixels(pixels: Tensor, black: Tensor, white: Tensor) -> Tensor:
+    """``(B, 3, H, W)`` in [0, 1] on the CPU, from ``(B, C, H, W)`` in [black, white]."""
+    pixels = ((pixels - black) / (white - black).clamp_min(1e-12)).nan_to_num().clamp(0, 1).cpu()
+    if pixels.shape[1] < 3:
+        pixels = pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return pixels[:, :3]
