@@ -14,7 +14,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import distributed, multiprocessing
 
-from amn_masking.adapters.mmpretrain.resume import load_from_local
+from amn_masking.adapters.mmpretrain.runner.resume import load_from_local
 from amn_masking.meters import PositionMeter
 from tests import small_mae
 from tests.conftest import ROOT
@@ -48,7 +48,8 @@ def trained(tmp_path_factory, options):
     config = folder / "mine.py"
     config.write_text(
         f"_base_ = {str(CONFIG)!r}\n"
-        "custom_imports = dict(imports=['amn_masking.cpu_gloo', 'tests.rank_state'])\n"
+        "custom_imports = dict(imports=['amn_masking.adapters.mmpretrain.runner.gloo',\n"
+        "    'tests.rank_state'])\n"
         "custom_hooks = [dict(type=kind) for kind in ('MaskingPicturesHook', 'RandomStateHook',\n"
         "    'RankStateHook')] + [dict(type='MaskingMetersHook', interval=1)]\n"
     )

@@ -18,9 +18,9 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from PIL import Image
 
-from amn_masking.checkpoints import backbone_weights, read_checkpoint
-from amn_masking.export import export
-from amn_masking.knn import evaluate, main, vote
+from amn_masking.tools.checkpoints import backbone_weights, read_checkpoint
+from amn_masking.tools.export import export
+from amn_masking.tools.knn import evaluate, main, vote
 from tests.conftest import ROOT
 from tests.test_mim import PHOTOS_CONFIG, TINY, data_options, mim_train
 

@@ -20,8 +20,8 @@ from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import MODELS
 
 import amn_masking.adapters.mmpretrain  # noqa: F401
-from amn_masking.checkpoints import read_checkpoint
-from amn_masking.export import export, main
+from amn_masking.tools.checkpoints import read_checkpoint
+from amn_masking.tools.export import export, main
 from tests import small_mae
 from tests.conftest import ROOT
 from tests.test_hooks import photos_config, train  # noqa: F401
@@ -178,7 +178,7 @@ def test_averaged_weights_are_taken_where_the_run_had_an_ema_hook(photos_config,
 def command(*arguments, **options):
     """The real command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "amn_masking.export", *map(str, arguments)], cwd=ROOT,
+        [sys.executable, "-m", "amn_masking.tools.export", *map(str, arguments)], cwd=ROOT,
         capture_output=True, text=True, **options,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ pytest.importorskip("timm", reason="needs the extra 'timm'")
 from timm.models.vision_transformer import Block
 
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking
-from amn_masking.adapters.fair_mae import MaskingMixin
+from amn_masking.adapters.reference_mae import MaskingMixin
 from amn_masking.meters import adversarial_gain
 from benchmarks.targets.fair_model import SmallMaskedAutoencoder
 
@@ -435,7 +435,7 @@ def test_checkpointing_the_whole_model_is_right_and_allowed():
 def test_the_mixin_itself_needs_torch_only():
     code = (
         "import sys\nsys.modules['timm'] = None\n"
-        "import amn_masking.adapters.fair_mae\nprint('mmpretrain' in sys.modules)"
+        "import amn_masking.adapters.reference_mae\nprint('mmpretrain' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -13,7 +13,7 @@ import imageio.v3 as iio
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from amn_masking.adapters.mmpretrain.pictures import MaskingPicturesHook
+from amn_masking.adapters.mmpretrain.runner.pictures_hook import MaskingPicturesHook
 from tests.conftest import ROOT
 
 

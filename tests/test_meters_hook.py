@@ -15,8 +15,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from amn_masking import PatchMask
-from amn_masking.adapters.mmpretrain.meters import MaskingMetersHook
-from amn_masking.adapters.mmpretrain.resume import load_from_local
+from amn_masking.adapters.mmpretrain.runner.meters_hook import MaskingMetersHook
+from amn_masking.adapters.mmpretrain.runner.resume import load_from_local
 from benchmarks.small_methods import small_config
 from tests.small_mae import build
 from tests.test_hooks import photos_config, train  # noqa: F401

@@ -16,7 +16,7 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 
 from mmengine.config import Config
 
-from amn_masking.adapters.mmpretrain.resume import load_from_local
+from amn_masking.adapters.mmpretrain.runner.resume import load_from_local
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
 from amn_masking import strategies
-from amn_masking.adapters.mmpretrain.bound import class_attention
+from amn_masking.adapters.mmpretrain.model_signals import class_attention
 from tests import small_mae
 from tests.test_hooks import photos_config, train  # noqa: F401  (a fixture)
 

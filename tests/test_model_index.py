@@ -17,7 +17,7 @@ from mmpretrain import get_model, list_models
 from mmpretrain.apis import ModelHub
 
 import amn_masking.adapters.mmpretrain
-from amn_masking.adapters.mmpretrain.model_index import register_models
+from amn_masking.adapters.mmpretrain.runner.model_index import register_models
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs/mmpretrain"

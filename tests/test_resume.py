@@ -31,9 +31,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 
-from amn_masking.adapters.mmpretrain import resume as resume_module
-from amn_masking.adapters.mmpretrain.random_state import seed_worker
-from amn_masking.adapters.mmpretrain.resume import (
+from amn_masking.adapters.mmpretrain.runner import resume as resume_module
+from amn_masking.adapters.mmpretrain.runner.random_state import seed_worker
+from amn_masking.adapters.mmpretrain.runner.resume import (
     SAFE_GLOBALS,
     CheckBeforeLoading,
     install,

@@ -12,7 +12,7 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from amn_masking.adapters.mmpretrain.meters import MaskingMetersHook
+from amn_masking.adapters.mmpretrain.runner.meters_hook import MaskingMetersHook
 from tests.small_mae import build, step
 from tests.test_hooks import photos_config, train  # noqa: F401
 

@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 
-from amn_masking.adapters.mmpretrain.resume import load_from_local
+from amn_masking.adapters.mmpretrain.runner.resume import load_from_local
 from amn_masking.losses import CombinedAdversarialLoss
 from tests import small_mae
 from tests.test_hooks import photos_config, train  # noqa: F401  (a fixture)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from amn_masking.knn import vote
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import gaussian_blur
 
-from amn_masking.knn import vote
 from amn_masking.mask import PatchMask
 from amn_masking.meters import (
     PositionMeter,

@@ -1,4 +1,4 @@
-"""The interface of the reference MAE, by amn_masking.adapters.fair_mae."""
+"""The interface of the reference MAE, by amn_masking.adapters.reference_mae."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
-from amn_masking.adapters.fair_mae import MaskingMixin
+from amn_masking.adapters.reference_mae import MaskingMixin
 from amn_masking.strategies import MaskingStrategy
 from benchmarks.targets.fair_model import SmallMaskedAutoencoder
 from benchmarks.targets.target import Step, Target, seen_by

@@ -7,6 +7,6 @@
 # A rehearsal of distributed training: same launcher, same wrapper, gloo in place of NCCL.
 _base_ = "./mae_amn_vit-tiny_photos.py"
 
-custom_imports = dict(imports=["amn_masking.cpu_gloo"])
+custom_imports = dict(imports=["amn_masking.adapters.mmpretrain.runner.gloo"])
 model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
 train_dataloader = dict(batch_size=16)

@@ -7,7 +7,7 @@ import torch
 from torchvision import datasets, transforms
 
 from amn_masking import AdversarialMasking
-from amn_masking.adapters.fair_mae import MaskingMixin
+from amn_masking.adapters.reference_mae import MaskingMixin
 from amn_masking.meters import adversarial_gain
 
 # With the reference's code or a fork instead: from models_mae import MaskedAutoencoderViT

@@ -10,12 +10,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from amn_masking.adapters.mmpretrain.pictures import (
+from amn_masking.adapters.mmpretrain.ranks import over_ranks
+from amn_masking.adapters.mmpretrain.runner.pictures_hook import (
     check_whole,
     same_random_numbers,
     unwrapped,
 )
-from amn_masking.adapters.mmpretrain.ranks import over_ranks
 from amn_masking.mask import PatchMask
 from amn_masking.meters import (
     PositionMeter,

@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import digit_version
 
 from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
-from amn_masking.checkpoints import reason
+from amn_masking.tools.checkpoints import reason
 
 STATISTICS = ("min", "max", "current", "mean")
 

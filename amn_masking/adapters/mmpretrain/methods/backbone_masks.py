@@ -10,7 +10,8 @@ from mmpretrain.models import selfsup
 from torch import Tensor, nn
 
 from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
-from amn_masking.adapters.mmpretrain.seams import hidden_padding, overridden
+from amn_masking.adapters.mmpretrain.padding import hidden_padding
+from amn_masking.adapters.overrides import overridden
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 
@@ -37,7 +38,7 @@ class TokenDropping(MaskingMixin):
 
         with ExitStack() as stack:
             if isinstance(self.backbone, selfsup.MAEViT):
-                stack.enter_context(overridden(self.backbone, "random_masking", random_masking))
+                stack.enter_context(overridden(self.backbone, random_masking=random_masking))
             else:
                 stack.enter_context(same_ids(self.backbone, patch_mask))
             if patch_mask.padding is not None:
@@ -57,7 +58,7 @@ def same_ids(backbone: selfsup.MAEHiViT, patch_mask: PatchMask) -> AbstractConte
             )
         return patch_mask.ids_keep, patch_mask.ids_restore, patch_mask.mask
 
-    return overridden(backbone, "masking_id", masking_id)
+    return overridden(backbone, masking_id=masking_id)
 
 
 class MAE(TokenDropping, selfsup.MAE):
@@ -96,7 +97,7 @@ class MILAN(MaskingMixin, selfsup.MILAN):
             visible = patch_mask.gather_visible(x)
             return visible, patch_mask.ids_restore, patch_mask.ids_keep, patch_mask.ids_mask
 
-        return overridden(self.backbone, "attention_masking", attention_masking)
+        return overridden(self.backbone, attention_masking=attention_masking)
 
 
 class SparK(MaskingMixin, selfsup.SparK):
@@ -126,7 +127,7 @@ class SparK(MaskingMixin, selfsup.SparK):
             visible = patch_mask.mask == 0
             return visible.reshape(-1, 1, *patch_mask.grid)  # SparK's polarity: True = visible
 
-        return overridden(self, "mask", mask)
+        return overridden(self, mask=mask)
 
 
 class MixMIM(MaskingMixin, selfsup.MixMIM):
@@ -170,4 +171,4 @@ class MixMIM(MaskingMixin, selfsup.MixMIM):
             finer = (patch_mask.pixel_mask(h * d, w * d) for d in (8, 4, 2, 1))
             return tuple(mask.reshape(1, -1, 1) for mask in finer)
 
-        return overridden(self.backbone, "random_masking", random_masking)
+        return overridden(self.backbone, random_masking=random_masking)

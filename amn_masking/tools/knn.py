@@ -1,6 +1,6 @@
 """Weighted k-NN on frozen features: how good an encoder is, without any training.
 
-    python -m amn_masking.knn CONFIG CKPT [--k 20] [--out knn.json]
+    python -m amn_masking.tools.knn CONFIG CKPT [--k 20] [--out knn.json]
 
 CONFIG is one of the linear probe, whose encoder, training set, validation set and validation
 transforms count. The vote of Wu et al., "Unsupervised feature learning via non-parametric instance
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amn_masking.checkpoints import backbone_weights, read_checkpoint
+from amn_masking.tools.checkpoints import backbone_weights, read_checkpoint
 
 
 def vote(
@@ -145,7 +145,7 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m amn_masking.knn", description="Weighted k-NN on frozen features."
+        prog="python -m amn_masking.tools.knn", description="Weighted k-NN on frozen features."
     )
     parser.add_argument("config", metavar="CONFIG", help="of the linear probe")
     parser.add_argument("checkpoint", metavar="CKPT", help="of the pre-training, or exported")

@@ -4,7 +4,7 @@
 then binds each to a CUDA device. It leaves a process group alone that is there already. So a config
 for CPUs says::
 
-    custom_imports = dict(imports=["amn_masking.cpu_gloo"])
+    custom_imports = dict(imports=["amn_masking.adapters.mmpretrain.runner.gloo"])
     model_wrapper_cfg = dict(
         type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
     )

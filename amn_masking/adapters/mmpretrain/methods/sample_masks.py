@@ -8,9 +8,9 @@ from mmpretrain.models import selfsup
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from amn_masking.adapters.mmpretrain.backbone_masks import same_ids
+from amn_masking.adapters.mmpretrain.methods.backbone_masks import same_ids
 from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
-from amn_masking.adapters.mmpretrain.seams import overridden
+from amn_masking.adapters.overrides import overridden
 from amn_masking.mask import PatchMask
 
 
@@ -98,7 +98,7 @@ class CAE(SampleMasks, selfsup.CAE):
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         # The neck counts on 75 masked patches of 196.
-        return overridden(self.neck, "mask_token_num", patch_mask.ids_mask.shape[1])
+        return overridden(self.neck, mask_token_num=patch_mask.ids_mask.shape[1])
 
 
 class iTPN(SampleMasks, selfsup.iTPN):

@@ -1,7 +1,7 @@
 """Take the encoder home: the backbone of a training checkpoint, and nothing else.
 
-    python -m amn_masking.export CKPT --to mmpretrain OUT.pth
-    python -m amn_masking.export CKPT --to timm OUT.safetensors
+    python -m amn_masking.tools.export CKPT --to mmpretrain OUT.pth
+    python -m amn_masking.tools.export CKPT --to timm OUT.safetensors
 
 Masking network, decoder, head, optimizer and logs stay behind. Works for stock mmpretrain's
 checkpoints too, and needs torch only.
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amn_masking.checkpoints import backbone_weights, read_checkpoint
+from amn_masking.tools.checkpoints import backbone_weights, read_checkpoint
 
 # A ViT of mmpretrain, in timm's names.
 STEM = {"patch_embed.projection": "patch_embed.proj", "ln1": "norm"}
@@ -136,7 +136,7 @@ def as_safetensors(weights: dict[str, Tensor]) -> bytes:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m amn_masking.export",
+        prog="python -m amn_masking.tools.export",
         description="Write the encoder of a training checkpoint to a file of its own. Of a run "
         "with an EMAHook the averaged weights are taken, with which mmengine evaluates.",
     )
