@@ -53,6 +53,27 @@ def _seeded() -> None:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ImageNet-style folder of real photographs: 42 training images."""
     root = tmp_path_factory.mktemp("data") / "photos"
-    command = [sys.executable, ROOT / "benchmarks/photos.py", root]
+    command = [sys.executable, ROOT / "demo/photos.py", root]
     subprocess.run([*command, "--train-crops", "3", "--val-crops", "1"], check=True)
     return root
+
+
+@pytest.fixture
+def photos_config(photos: Path, tmp_path: Path):
+    """The shipped config for photographs at 64 pixels and one block, for the Runner in here."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(ROOT / "configs/mmpretrain/mae_amn_vit-tiny_photos.py")
+    cfg.model.backbone.update(img_size=64)
+    cfg.model.backbone.arch = dict(
+        embed_dims=48, num_layers=1, num_heads=2, feedforward_channels=96
+    )
+    cfg.model.neck.update(
+        num_patches=16, embed_dim=48, decoder_embed_dim=32, decoder_num_heads=2, decoder_depth=1
+    )
+    cfg.train_dataloader.update(batch_size=14, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.dataset.data_root = str(photos)
+    cfg.train_dataloader.dataset.pipeline[1].scale = 64
+    cfg.train_cfg.max_epochs = 2
+    cfg.work_dir = str(tmp_path)
+    return cfg

@@ -11,7 +11,7 @@ from torch import nn
 from amn_masking import MaskingNetwork
 from amn_masking.network import area_pool, pool_scores, standardise_logits, to_logits
 from amn_masking.patches import grid_size, patchify, unpatchify
-from tests import draws
+from tests.helpers import draws
 
 
 def test_default_is_the_specification_s_network():

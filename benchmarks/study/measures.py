@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from amn_masking.knn import vote
+from amn_masking.tools.knn import vote
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler

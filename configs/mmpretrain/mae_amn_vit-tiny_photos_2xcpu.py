@@ -1,6 +1,6 @@
 # The photos config on two processes of one machine without GPUs, half the batch in each.
 #
-#     python benchmarks/photos.py data/photos
+#     python demo/photos.py data/photos
 #     mim train mmpretrain configs/mmpretrain/mae_amn_vit-tiny_photos_2xcpu.py \
 #         --launcher pytorch --gpus 2
 #
