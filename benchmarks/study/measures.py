@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from amn_masking.tools.knn import vote
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,6 +25,7 @@ from amn_masking.meters import (
 from amn_masking.strategies.ranked import RankedMasking
 from amn_masking.thresholds import Difficulty
 from amn_masking.thresholds.selection import count_visible
+from amn_masking.tools.knn import vote
 from benchmarks.study.data import Data, Images
 
 Encode = Callable[[Tensor], np.ndarray]

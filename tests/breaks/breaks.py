@@ -140,8 +140,8 @@ BREAKS = (
         MMPRETRAIN + "runner/pictures_hook.py",
         "    if any(isinstance(module, FullyShardedDataParallel)",
         "    if False and any(isinstance(module, FullyShardedDataParallel)",
-        MMPRETRAIN_TESTS
-        + "test_distributed.py::test_hooks_that_need_the_whole_model_refuse_fsdp[MaskingMetersHook]",
+        MMPRETRAIN_TESTS + "test_distributed.py::"
+        "test_hooks_that_need_the_whole_model_refuse_fsdp[MaskingMetersHook]",
     ),
     Break(
         "AMP: the mask is made inside autocast",
