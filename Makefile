@@ -27,7 +27,7 @@ test: env
 
 # What touches OpenMMLab, on its maintained forks: every method one step and one epoch, mim train,
 # resume, two processes. What costs most runs on upstream only.
-FORKS := tests/adapters/mmpretrain tests/methods \
+FORKS := tests/adapters/mmpretrain tests/methods tests/configs/test_mae_amn.py \
 	--ignore tests/adapters/mmpretrain/test_model_signals.py
 test-forks: env-forks
 	.venv-onedl/bin/python -m pytest -n 2 $(FORKS) -k \

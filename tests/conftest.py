@@ -77,3 +77,25 @@ def photos_config(photos: Path, tmp_path: Path):
     cfg.train_cfg.max_epochs = 2
     cfg.work_dir = str(tmp_path)
     return cfg
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, photos) -> Path:
+    """The checkpoint of one epoch of the shipped pre-training, by the real ``mim train``."""
+    from tests.helpers.downstream import PIXELS
+    from tests.helpers.mim import PHOTOS_CONFIG, TINY, data_options, mim_train
+
+    work_dir = tmp_path_factory.mktemp("pretrained")
+    crop = {"train_dataloader.dataset.pipeline.1.scale": PIXELS}
+    mim_train(PHOTOS_CONFIG, work_dir, TINY | data_options(photos) | crop)
+    return work_dir / "epoch_1.pth"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, pretrained) -> Path:
+    """The encoder of that checkpoint, for mmpretrain."""
+    from amn_masking.tools.export import export
+
+    out = tmp_path_factory.mktemp("exported") / "encoder.pth"
+    export(pretrained, "mmpretrain", out)
+    return out

@@ -165,7 +165,7 @@ BREAKS = (
         MMPRETRAIN + "runner/clipping.py",
         "if masking and wrapper.clip_grad_kwargs:",
         "if False:",
-        RUNNER_TESTS + "test_training_options.py::"
+        RUNNER_TESTS + "test_clipping.py::"
         "test_a_large_masking_gradient_does_not_eat_the_clip_norm[OptimWrapper]",
     ),
     Break(

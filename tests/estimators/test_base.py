@@ -7,27 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amn_masking import AdversarialMasking, PatchMask
+from amn_masking import AdversarialMasking
 from amn_masking.estimators import ESTIMATORS, Gumbel, Ranking, ScoreFunction, StraightThrough
 from amn_masking.estimators.base import gumbel_noise
-from amn_masking.estimators.score_function import log_bernoulli
-from amn_masking.thresholds import Mean, Quantile
 from tests.helpers import draws
+from tests.helpers.selections import selected
 
 each_estimator = pytest.mark.parametrize("name", ESTIMATORS)
-
-
-def selected(estimator, free=False, batch=3, length=6, seed=0):
-    """Logits with a gradient, keys, selection and PatchMask."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(batch, length, generator=generator, dtype=torch.float64).requires_grad_()
-    threshold = Mean() if free else Quantile(0.5)
-    keys = estimator.keys(logits, free, generator)
-    selection = threshold(keys, logits.sigmoid(), (2, length // 2), generator=generator)
-    patch_mask = selection.patch_mask
-    patch_mask.logits = logits
-    patch_mask.surrogate = estimator.surrogate(logits, keys, selection)
-    return logits, keys, selection, patch_mask
 
 
 @each_estimator
@@ -69,22 +55,6 @@ def test_through_the_strategy_in_every_precision(name, case, seed, dtype, free):
     assert ((masked >= 1) & (masked < patch_mask.num_patches)).all()
 
 
-def test_straight_through_is_the_sigmoid_s_gradient_at_the_logits_without_noise():
-    logits, _, selection, patch_mask = selected(StraightThrough(temperature=0.5))
-    weight = torch.randn(3, 6, dtype=torch.float64)
-    (patch_mask.surrogate * weight).sum().backward()
-    p = ((logits - selection.tau) / 0.5).sigmoid().detach()
-    assert torch.allclose(logits.grad, weight * p * (1 - p) / 0.5)
-
-
-def test_gumbel_is_the_sigmoid_s_gradient_at_the_keys():
-    logits, keys, selection, patch_mask = selected(Gumbel(temperature=0.5))
-    weight = torch.randn(3, 6, dtype=torch.float64)
-    (patch_mask.surrogate * weight).sum().backward()
-    p = ((keys - selection.tau) / 0.5).sigmoid()
-    assert torch.allclose(logits.grad, weight * p * (1 - p) / 0.5)
-
-
 @pytest.mark.parametrize("estimator", [StraightThrough(), Gumbel()])
 def test_the_threshold_gets_no_gradient_from_a_straight_through(estimator):
     """With a free count tau is made from the scores; sg(tau) keeps each patch to itself."""
@@ -113,48 +83,6 @@ def test_the_objective_is_the_advantage_times_the_surrogate(estimator):
                 total = total + advantage * patch_mask.surrogate[row, patch] / mask[row].sum() / 3
     (expected,) = torch.autograd.grad(total, logits)
     assert torch.allclose(got, expected)
-
-
-@pytest.mark.parametrize("free", [False, True])
-def test_ranking_is_the_mean_log_likelihood_of_the_order(free):
-    logits, _, _, patch_mask = selected(Ranking(), free)
-    error, mask = torch.rand(3, 6, dtype=torch.float64), patch_mask.mask
-    error[0, :3] = 0.5  # equal errors have no order
-    (got,) = torch.autograd.grad(Ranking().objective(error, patch_mask), logits)
-    total = 0.0
-    for row in range(3):
-        pairs = [
-            (i, j)
-            for i in range(6)
-            for j in range(6)
-            if mask[row, i] and mask[row, j] and error[row, i] > error[row, j]
-        ]
-        for i, j in pairs:
-            difference = logits[row, i] - logits[row, j]
-            total = total - torch.log1p((-difference).exp()) / len(pairs) / 3
-    (expected,) = torch.autograd.grad(total, logits)
-    assert torch.allclose(got, expected)
-
-
-def test_ranking_has_no_gradient_through_the_mask():
-    _, _, _, patch_mask = selected(Ranking())
-    assert not patch_mask.surrogate.requires_grad
-
-
-def test_ranking_without_logits_is_refused():
-    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2))
-    with pytest.raises(ValueError, match="expected a PatchMask with logits"):
-        Ranking().objective(torch.zeros(1, 2), patch_mask)
-
-
-def test_one_masked_patch_has_no_order_and_no_gradient():
-    logits = torch.randn(2, 4, requires_grad=True)
-    selection = Quantile(0.25)(logits.detach(), logits, (2, 2))
-    patch_mask = selection.patch_mask
-    patch_mask.logits = patch_mask.surrogate = logits
-    Ranking().objective(torch.rand(2, 4), patch_mask).backward()
-    assert torch.isfinite(logits.grad).all()
-    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -194,35 +122,6 @@ def test_errors_carry_no_gradient_into_the_objective():
 def test_options_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_log_bernoulli_is_the_product_over_the_patches():
-    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
-    for row in range(3):
-        probability = 1.0
-        for patch in range(6):
-            masked = (logits[row, patch] - selection.tau[row, 0]).sigmoid()
-            probability = probability * (masked if patch_mask.mask[row, patch] else 1 - masked)
-        assert torch.allclose(log_bernoulli(logits, selection)[row].exp(), probability)
-
-
-def test_with_a_free_count_the_surrogate_is_bernoulli_s():
-    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
-    (got,) = torch.autograd.grad(patch_mask.surrogate.sum(), logits, retain_graph=True)
-    log_pi = log_bernoulli(logits, selection) * patch_mask.mask.sum(1)
-    (expected,) = torch.autograd.grad(log_pi.sum(), logits)
-    assert torch.allclose(got, expected)
-
-
-@pytest.mark.parametrize("batch", [2, 3])
-def test_the_baseline_is_the_mean_reward_of_the_others(batch):
-    error, mask = torch.rand(batch, 4), torch.tensor([[1.0, 0, 1, 0]]).expand(batch, -1)
-    baseline = ScoreFunction().baseline(error, mask)
-    rewards = error[:, [0, 2]].mean(1)
-    assert baseline.shape == (batch, 1)
-    for row in range(batch):
-        others = [rewards[other] for other in range(batch) if other != row]
-        assert torch.allclose(baseline[row, 0], sum(others) / len(others))
 
 
 def test_the_noise_has_the_logits_dtype():

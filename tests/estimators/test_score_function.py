@@ -8,7 +8,7 @@ from scipy import stats
 
 from amn_masking.estimators import ScoreFunction
 from amn_masking.estimators.base import masked_mean
-from amn_masking.estimators.score_function import log_plackett_luce
+from amn_masking.estimators.score_function import log_bernoulli, log_plackett_luce
 from amn_masking.thresholds import Mean, Quantile
 from benchmarks.enumeration import (
     QuadraticReward,
@@ -17,6 +17,7 @@ from benchmarks.enumeration import (
     plackett_luce_gradient,
     sampled_gradients,
 )
+from tests.helpers.selections import selected
 
 BATCH = 2  # where a baseline that holds the image's own reward would do most harm
 
@@ -143,3 +144,32 @@ def test_patches_masked_at_random_are_no_draws():
 def test_one_image_has_no_others_to_compare_with():
     error, mask = torch.rand(1, 4), torch.tensor([[1.0, 0, 1, 0]])
     assert not ScoreFunction().baseline(error, mask).any()
+
+
+def test_log_bernoulli_is_the_product_over_the_patches():
+    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
+    for row in range(3):
+        probability = 1.0
+        for patch in range(6):
+            masked = (logits[row, patch] - selection.tau[row, 0]).sigmoid()
+            probability = probability * (masked if patch_mask.mask[row, patch] else 1 - masked)
+        assert torch.allclose(log_bernoulli(logits, selection)[row].exp(), probability)
+
+
+def test_with_a_free_count_the_surrogate_is_bernoulli_s():
+    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
+    (got,) = torch.autograd.grad(patch_mask.surrogate.sum(), logits, retain_graph=True)
+    log_pi = log_bernoulli(logits, selection) * patch_mask.mask.sum(1)
+    (expected,) = torch.autograd.grad(log_pi.sum(), logits)
+    assert torch.allclose(got, expected)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_the_baseline_is_the_mean_reward_of_the_others(batch):
+    error, mask = torch.rand(batch, 4), torch.tensor([[1.0, 0, 1, 0]]).expand(batch, -1)
+    baseline = ScoreFunction().baseline(error, mask)
+    rewards = error[:, [0, 2]].mean(1)
+    assert baseline.shape == (batch, 1)
+    for row in range(batch):
+        others = [rewards[other] for other in range(batch) if other != row]
+        assert torch.allclose(baseline[row, 0], sum(others) / len(others))

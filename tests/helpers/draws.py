@@ -82,3 +82,7 @@ def ragged(batch, length, seed=0):
     for row, count in enumerate(counts):
         mask[row, torch.randperm(length, generator=generator)[:count]] = 1
     return mask
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)

@@ -6,26 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from amn_masking.thresholds import Mean, Quantile, Tracking
 from amn_masking.thresholds.selection import count_range, count_visible
 from tests.helpers import draws
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-@given(draws.quantile_cases())
-def test_quantile_masks_exactly_the_reference_count(case):
-    grid, ratio, keys, seed = case
-    mask = Quantile(ratio)(keys, keys.sigmoid(), grid, generator=generator(seed)).patch_mask.mask
-    length = keys.shape[1]
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    assert mask.dtype == torch.float32
-    assert (mask.sum(1) == length - int(length * (1 - ratio))).all()
+from tests.helpers.draws import generator
 
 
 def test_ratio_075_of_14_by_14_keeps_49():
@@ -47,45 +34,6 @@ def test_the_count_is_not_the_other_formula():
 
 
 @given(draws.quantile_cases())
-def test_quantile_threshold_separates_masked_from_visible(case):
-    grid, ratio, keys, seed = case
-    selection = Quantile(ratio)(keys, keys.sigmoid(), grid, generator=generator(seed))
-    mask = selection.patch_mask.mask.bool()
-    assert (keys >= selection.tau)[mask].all()
-    assert (keys <= selection.tau)[~mask].all()
-    untied = torch.tensor([len(set(row.tolist())) == len(row) for row in keys])
-    assert torch.equal((keys > selection.tau)[untied], mask[untied])
-
-
-@given(draws.quantile_cases(), st.data())
-def test_raising_one_score_never_unmasks_that_patch(case, data):
-    grid, ratio, keys, seed = case
-    row = data.draw(st.integers(0, keys.shape[0] - 1))
-    patch = data.draw(st.integers(0, keys.shape[1] - 1))
-    raised = keys.clone()
-    raised[row, patch] = raised[row, patch] + data.draw(st.sampled_from([0.01, 1.0, 100.0]))
-    before, after = (
-        Quantile(ratio)(k, k.sigmoid(), grid, generator=generator(seed)).patch_mask.mask
-        for k in (keys, raised)
-    )
-    assert after[row, patch] >= before[row, patch]
-    others = torch.arange(keys.shape[0]) != row
-    assert torch.equal(after[others], before[others])
-
-
-@given(draws.quantile_cases())
-def test_permuting_the_patches_permutes_the_mask(case):
-    grid, ratio, keys, seed = case
-    keys = torch.stack([torch.randperm(keys.shape[1]).float() for _ in keys])  # no ties
-    order = torch.randperm(keys.shape[1])
-    straight, permuted = (
-        Quantile(ratio)(k, k.sigmoid(), grid, generator=generator(seed)).patch_mask.mask
-        for k in (keys, keys[:, order])
-    )
-    assert torch.equal(permuted, straight[:, order])
-
-
-@given(draws.quantile_cases())
 def test_permuting_the_images_permutes_the_masks(case):
     """No image's mask depends on another's scores, or on its place; without ties."""
     grid, ratio, keys, _ = case
@@ -99,58 +47,6 @@ def test_permuting_the_images_permutes_the_masks(case):
         alone = threshold(logits[:1], scores[:1], grid).patch_mask.mask
         assert torch.equal(permuted, straight[order])
         assert torch.equal(alone, straight[:1])
-
-
-@given(draws.quantile_cases())
-def test_same_seed_same_mask(case):
-    grid, ratio, keys, seed = case
-    first, second = (
-        Quantile(ratio)(keys, keys.sigmoid(), grid, generator=generator(seed)).patch_mask
-        for _ in range(2)
-    )
-    assert torch.equal(first.ids_shuffle, second.ids_shuffle)
-
-
-def test_ties_break_at_random_and_evenly():
-    """Each of 8 equal patches is masked half of the time: 99.9 % binomial bounds for n = 4000."""
-    keys = torch.zeros(4000, 8)
-    mask = Quantile(0.5)(keys, keys.sigmoid(), (2, 4), generator=generator(0)).patch_mask.mask
-    frequency = mask.mean(0)
-    bound = 3.9 * math.sqrt(0.25 / 4000)  # 8 patches: 3.9 sigma each
-    assert (frequency - 0.5).abs().max() < bound
-
-
-@given(draws.grids, st.floats(0.3, 3.0), st.tuples(st.floats(0, 1), st.floats(0, 1)), draws.seeds)
-def test_mean_masks_what_is_above_scale_times_mean_within_the_range(grid, scale, bounds, seed):
-    length = grid[0] * grid[1]
-    low, high = sorted(bounds)
-    least = max(1, math.ceil(low * length - 1e-9))
-    most = min(length - 1, math.floor(high * length + 1e-9))
-    assume(least <= most)
-    scores = torch.rand(3, length, generator=generator(seed), dtype=torch.float64) * 0.98 + 0.01
-    keys = torch.logit(scores)
-    selection = Mean(scale, (low, high))(keys, scores, grid, generator=generator(seed))
-    mask = selection.patch_mask.mask
-    for row in range(3):
-        above = scores[row] > scale * scores[row].mean()
-        wanted = int(above.sum())
-        count = int(mask[row].sum())
-        assert count == min(max(wanted, least), most)
-        assert selection.patch_mask.grid == grid
-        if wanted == count and scale * scores[row].mean() < 1 - 1e-6:
-            assert torch.equal(mask[row].bool(), above)
-
-
-@given(draws.grids, st.floats(0.1, 1.0), draws.seeds)
-def test_mean_masks_do_not_change_when_all_scores_are_scaled(grid, factor, seed):
-    """score > scale * mean(scores): both sides scale alike."""
-    scores = torch.rand(2, grid[0] * grid[1], generator=generator(seed), dtype=torch.float64)
-    scores = scores * 0.98 + 0.01
-    one, other = (
-        Mean()(torch.logit(s), s, grid, generator=generator(seed)).patch_mask.mask
-        for s in (scores, scores * factor)
-    )
-    assert torch.equal(one, other)
 
 
 def test_random_share_draws_that_many_at_random_and_keeps_the_count():
@@ -168,41 +64,6 @@ def test_random_share_draws_that_many_at_random_and_keeps_the_count():
         drawn = selection.random[row]
         best = keys[row].masked_fill(drawn, -1).topk(6).indices
         assert mask[row][best].all()
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, math.nan])
-def test_mask_ratio_outside_the_unit_interval_is_refused(ratio):
-    with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
-        Quantile(ratio)
-
-
-@pytest.mark.parametrize("ratio", ["0.75", None, True])
-def test_mask_ratio_that_is_no_number_is_refused(ratio):
-    with pytest.raises(TypeError, match="must be a number"):
-        Quantile(ratio)
-
-
-@pytest.mark.parametrize(("ratio", "missing"), [(0.9, "visible"), (1e-17, "masked")])
-def test_a_ratio_that_leaves_nothing_is_refused(ratio, missing):
-    keys = torch.zeros(1, 4)
-    with pytest.raises(ValueError, match=f"leaves none {missing}"):
-        Quantile(ratio)(keys, keys, (2, 2))
-
-
-@pytest.mark.parametrize("bounds", [(0.5, 0.2), (-0.1, 0.5), (0.5, 1.1)])
-def test_ratio_range_out_of_order_is_refused(bounds):
-    with pytest.raises(ValueError, match="0 <= low <= high <= 1"):
-        Mean(ratio_range=bounds)
-
-
-def test_an_empty_ratio_range_is_refused():
-    with pytest.raises(ValueError, match="no number of masked patches out of 4"):
-        Mean(ratio_range=(0.3, 0.4))(torch.zeros(1, 4), torch.zeros(1, 4), (2, 2))
-
-
-def test_scale_must_be_positive():
-    with pytest.raises(ValueError, match="scale"):
-        Mean(scale=0)
 
 
 @pytest.mark.parametrize(
@@ -235,30 +96,6 @@ def test_the_random_share_of_free_counts_is_of_each_image_s_own_count(grid, shar
     assert torch.equal(masked, plain.sum(1))
     assert torch.equal(selection.random.sum(1), (masked * share).round().long())
     assert selection.patch_mask.mask.bool()[selection.random].all()
-
-
-def test_equal_scores_are_not_above_their_mean():
-    """score > tau, strictly: the count goes to its lower bound, not to its upper one."""
-    scores = torch.full((2, 16), 0.5)
-    masks = Mean(ratio_range=(0.25, 0.75))(torch.logit(scores), scores, (4, 4)).patch_mask.mask
-    assert (masks.sum(1) == 4).all()
-
-
-@given(draws.grids, st.floats(0.5, 1.5), draws.seeds)
-def test_tau_of_a_free_count_is_the_policy_s_or_where_the_bound_cut(grid, scale, seed):
-    scores = torch.rand(4, grid[0] * grid[1], generator=generator(seed)) * 0.98 + 0.01
-    assume(grid[0] * grid[1] > 4)
-    selection = Mean(scale, (0.3, 0.6))(torch.logit(scores), scores, grid)
-    assert selection.free_counts
-    assert not Quantile(0.5)(scores, scores, grid).free_counts
-    mask, tau = selection.patch_mask.mask.bool(), scale * scores.mean(1)
-    for row in range(4):
-        wanted, count = int((scores[row] > tau[row]).sum()), int(mask[row].sum())
-        got = selection.tau[row].sigmoid()
-        if wanted == count:
-            assert torch.allclose(got, tau[row].clamp(1e-6, 1 - 1e-6), atol=1e-6)
-        else:
-            assert torch.allclose(got, scores[row][~mask[row]].max(), atol=1e-6)
 
 
 def test_counts_reach_both_ends_of_the_range():

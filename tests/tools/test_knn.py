@@ -1,4 +1,4 @@
-"""Linear probe, fine-tuning and k-NN, for real, from what the real pre-training left."""
+"""k-NN on what the real pre-training left, beside timm's features and a slow vote."""
 
 from __future__ import annotations
 
@@ -15,115 +15,12 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 
 from imageio.v3 import imread
 from mmengine.config import Config
-from mmengine.hub import get_config
 from PIL import Image
 
-from amn_masking.tools.checkpoints import backbone_weights, read_checkpoint
 from amn_masking.tools.export import export
 from amn_masking.tools.knn import evaluate, main, vote
 from tests.conftest import ROOT
-from tests.helpers.mim import PHOTOS_CONFIG, TINY, data_options, mim_train
-
-BENCHMARKS = "configs/mmpretrain/benchmarks"
-LINEAR = f"{BENCHMARKS}/vit-tiny_linear_photos.py"
-FINETUNE = f"{BENCHMARKS}/vit-tiny_finetune_photos.py"
-PIXELS = 64
-
-
-def small(photos: Path) -> dict:
-    """The options that bring a benchmark to the size of the tests' pre-training."""
-    options = {"model.backbone.img_size": PIXELS, "train_dataloader.batch_size": 14}
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        options |= {
-            f"{loader}.dataset.data_root": photos,
-            f"{loader}.dataset.pipeline.1.scale": PIXELS,
-            f"{loader}.num_workers": 0,
-            f"{loader}.persistent_workers": False,
-        }
-    return options
-
-
-def briefly(photos: Path, checkpoint: Path) -> dict:
-    return small(photos) | {
-        "model.backbone.init_cfg.checkpoint": checkpoint,
-        "train_cfg.max_epochs": 1,
-        "train_cfg.val_interval": 1,
-        "default_hooks.checkpoint.interval": 1,
-        "default_hooks.logger.interval": 1,
-    }
-
-
-@pytest.fixture(scope="session")
-def pretrained(tmp_path_factory, photos) -> Path:
-    """The checkpoint of one epoch of the shipped pre-training, by the real ``mim train``."""
-    work_dir = tmp_path_factory.mktemp("pretrained")
-    crop = {"train_dataloader.dataset.pipeline.1.scale": PIXELS}
-    mim_train(PHOTOS_CONFIG, work_dir, TINY | data_options(photos) | crop)
-    return work_dir / "epoch_1.pth"
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory, pretrained) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "encoder.pth"
-    export(pretrained, "mmpretrain", out)
-    return out
-
-
-def encoder_of(path: Path) -> dict[str, torch.Tensor]:
-    return backbone_weights(read_checkpoint(path))
-
-
-def complaints(output: str) -> dict[str, list[str]]:
-    """What mmengine says it missed and did not expect when it loaded the encoder."""
-    found = {}
-    for key, pattern in (
-        ("unexpected", r"unexpected key in source state_dict: (.*)"),
-        ("missing", r"missing keys in source state_dict: (.*)"),
-    ):
-        match = re.search(pattern, output)
-        found[key] = sorted(match[1].split(", ")) if match else []
-    return found
-
-
-@pytest.mark.slow
-def test_the_linear_probe_starts_from_the_encoder_and_leaves_it_alone(pretrained, photos, tmp_path):
-    """From the checkpoint of the Runner as it is, log buffers and all."""
-    output = mim_train(LINEAR, tmp_path, briefly(photos, pretrained))
-    assert f"from: {pretrained}" in output.replace("\n", "")
-    assert complaints(output) == {"unexpected": [], "missing": []}
-    before, after = encoder_of(pretrained), encoder_of(tmp_path / "epoch_1.pth")
-    assert before.keys() == after.keys()
-    for name, weight in before.items():
-        assert torch.equal(weight, after[name]), name
-    assert 0 <= accuracy(output) <= 100
-    head = read_checkpoint(tmp_path / "epoch_1.pth")["state_dict"]
-    # Truncated normal of deviation 0.01 at the start; LARS has moved it, and the biases from 0.
-    assert head["head.layers.head.bias"].abs().max() > 0
-
-
-@pytest.mark.slow
-def test_fine_tuning_starts_from_the_encoder_and_moves_it(exported, photos, tmp_path):
-    """From the exported encoder."""
-    output = mim_train(FINETUNE, tmp_path, briefly(photos, exported))
-    assert f"from: {exported}" in output.replace("\n", "")
-    # Its features are averaged and then normalised, where pre-training normalises at the end.
-    assert complaints(output) == {
-        "unexpected": ["ln1.bias", "ln1.weight"],
-        "missing": ["ln2.bias", "ln2.weight"],
-    }
-    before, after = encoder_of(exported), encoder_of(tmp_path / "epoch_1.pth")
-    shared = [name for name in before if before[name].dim() > 1]
-    assert len(shared) > 20
-    for name in shared:
-        moved = (after[name] - before[name]).norm() / before[name].norm()
-        assert moved < 0.1, name  # from another start it would be about 1.4
-    moved = {name for name in shared if not torch.equal(before[name], after[name])}
-    assert "patch_embed.projection.weight" in moved
-    assert 0 <= accuracy(output) <= 100
-
-
-def accuracy(output: str) -> float:
-    return float(re.findall(r"Epoch\(val\) .*accuracy/top1: ([\d.]+)", output)[-1])
+from tests.helpers.downstream import BENCHMARKS, LINEAR, PIXELS, small
 
 
 def slow_vote(train, labels, queries, k, temperature):
@@ -219,24 +116,3 @@ def test_knn_refuses_an_encoder_of_another_shape(exported, capsys):
         main([str(vit_b), str(exported)])
     assert exit.value.code == 1
     assert "does not fit the config's encoder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "name", ["vit-base-p16_8xb2048-linear-coslr-90e_in1k", "vit-base-p16_8xb128-coslr-100e_in1k"]
-)
-def test_the_imagenet_benchmarks_are_mmpretrains_but_for_the_checkpoint(name):
-    ours = unscoped(Config.fromfile(ROOT / f"{BENCHMARKS}/{name}.py").to_dict())
-    assert ours.pop("custom_imports") == {"imports": ["amn_masking.adapters.mmpretrain"]}
-    init = ours["model"]["backbone"]["init_cfg"]
-    assert init.pop("checkpoint") == "work_dirs/mae_amn_vit-b/epoch_300.pth"
-    assert init == {"type": "Pretrained", "prefix": "backbone."}
-    stock = unscoped(get_config(f"mmpretrain::mae/benchmarks/{name}.py").to_dict())
-    del stock["model"]["backbone"]["init_cfg"]["checkpoint"]
-    assert ours == stock
-
-
-def unscoped(node):
-    """Without the ``_scope_`` that mmengine writes into what comes from another package."""
-    if isinstance(node, dict):
-        return {key: unscoped(value) for key, value in node.items() if key != "_scope_"}
-    return [unscoped(value) for value in node] if isinstance(node, list) else node

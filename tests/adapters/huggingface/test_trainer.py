@@ -1,4 +1,4 @@
-"""transformers' ViTMAE under a strategy: alone, and in the real Trainer."""
+"""transformers' ViTMAE under a strategy in the real Trainer."""
 
 from __future__ import annotations
 
@@ -14,39 +14,18 @@ pytest.importorskip("transformers", reason="needs the extra 'huggingface'")
 from transformers import (
     Trainer,
     TrainingArguments,
-    ViTMAEConfig,
     ViTMAEForPreTraining,
     ViTMAEModel,
     ViTModel,
 )
 
-from amn_masking import AdversarialMasking, PatchMask, RandomMasking
+from amn_masking import RandomMasking
 from amn_masking.adapters.huggingface import MaskingMixin, masked_forward
-from amn_masking.meters import masked_mean
 from tests.conftest import ROOT
+from tests.helpers.small_vit_mae import adversarial, build, pictures
 
 
 class MaskedTrainer(MaskingMixin, Trainer): ...
-
-
-def build(masking=None, **changes):
-    torch.manual_seed(1)
-    encoder = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
-    decoder = {f"decoder_{key}": value for key, value in encoder.items()}
-    config = dict(image_size=32, patch_size=8, **encoder, **decoder) | changes
-    model = ViTMAEForPreTraining(ViTMAEConfig(**config)).train()
-    if masking is not None:
-        model.masking = masking
-    return model
-
-
-def adversarial(**options):
-    torch.manual_seed(2)
-    return AdversarialMasking(**dict(mask_ratio=0.5, patch_size=8) | options)
-
-
-def pictures(count=8, seed=3, size=(32, 32)):
-    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def train(
@@ -71,48 +50,6 @@ def assert_equal(one, other):
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
-
-
-def test_every_count_is_the_mask_s_whatever_the_config_says():
-    """196 patches: the ratio goes through a float, and all 195 counts come out."""
-    model = build(image_size=28, patch_size=2).eval()
-    images = pictures(2, size=(28, 28))
-    for num_visible in range(1, 196):
-        patch_mask = PatchMask.from_shuffle(torch.rand(2, 196).argsort(1), num_visible, (14, 14))
-        with torch.no_grad():
-            outputs = masked_forward(model, images, patch_mask).outputs
-        assert torch.equal(outputs.mask, patch_mask.mask)
-        assert torch.equal(outputs.ids_restore, patch_mask.ids_restore)
-    assert model.config.mask_ratio == 0.75
-
-
-@pytest.mark.parametrize("norm_pix_loss", [False, True])
-@pytest.mark.parametrize("size", [(32, 32), (40, 64)])
-def test_masked_error_is_the_model_s_own_loss(norm_pix_loss, size):
-    model = build(norm_pix_loss=norm_pix_loss)
-    done = masked_forward(
-        model, pictures(size=size), adversarial(), interpolate_pos_encoding=size != (32, 32)
-    )
-    mean = masked_mean(done.error, done.patch_mask.mask)
-    torch.testing.assert_close(mean, done.reconstruction, rtol=1e-6, atol=0)
-    assert done.outputs.loss > done.reconstruction
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(patch_size=4), r"= \(8, 4, 4\).*got \(8, 8, 8\); .*patch_size=8"),
-        (dict(threshold=dict(type="mean")), r"count of AdversarialMasking is free.*quantile"),
-        (dict(gate=True), "leave out gate=True"),
-    ],
-)
-def test_a_strategy_that_does_not_fit_is_refused(options, message):
-    model = build()
-    with pytest.raises(ValueError, match=message):
-        masked_forward(model, pictures(), adversarial(**options))
-    assert model.config.mask_ratio == 0.75
-    assert not model._forward_hooks
-    assert not model._forward_pre_hooks
 
 
 def test_wrong_models_are_refused(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,15 +9,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
-from mmengine.config import Config
-from mmengine.registry import FUNCTIONS, MODELS
+from mmengine.registry import MODELS
 from mmpretrain.models.losses import PixelReconstructionLoss
 from mmpretrain.models.selfsup import MAE as StockMAE
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
 import amn_masking
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
-from tests.conftest import ROOT
 from tests.helpers import draws
 from tests.helpers.small_mae import build, config, step
 
@@ -319,23 +315,3 @@ def test_with_lambda_zero_the_loss_is_pixel_reconstruction_loss(case, criterion,
             assert torch.equal(got, expected)
             (gradient,) = torch.autograd.grad(got, pred)
             assert torch.equal(gradient, wanted)
-
-
-@pytest.mark.parametrize("name", ["mae_amn_vit-b", "mae_amn_vit-tiny_photos"])
-def test_shipped_configs_pair_ratio_and_strength_as_they_say(name):
-    cfg = Config.fromfile(ROOT / f"configs/mmpretrain/{name}.py")
-    model = MMPRETRAIN_MODELS.build(cfg.model)
-    assert model.masking.threshold.mask_ratio == 0.25
-    schedule = model.masking.strength_schedule
-    assert (schedule.start, schedule.end) == (1.0, 1.0)
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.masking.decay_mult == 0.0
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.mask_token.decay_mult == 0.0
-
-
-@pytest.mark.parametrize("name", ["default_collate", "pseudo_collate"])
-def test_a_scope_mark_on_the_collate_function_does_no_harm(name):
-    batch = [dict(inputs=torch.zeros(2)), dict(inputs=torch.ones(2))]
-    collate = FUNCTIONS.get(name)
-    marked, plain = collate(batch, _scope_="mmpretrain"), collate(batch)
-    assert str(marked) == str(plain)
-    assert pickle.loads(pickle.dumps(collate)) is collate  # workers may be spawned

@@ -15,7 +15,6 @@ import time
 import zipfile
 from contextlib import nullcontext
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 
 from amn_masking.adapters.mmpretrain.runner import resume as resume_module
-from amn_masking.adapters.mmpretrain.runner.random_state import seed_worker
 from amn_masking.adapters.mmpretrain.runner.resume import (
     SAFE_GLOBALS,
     CheckBeforeLoading,
@@ -569,31 +567,6 @@ def test_installing_twice_changes_nothing():
     install()
     assert (Runner.resume, dict(CheckpointLoader._schemes)) == before
     assert before[1][""] is load_from_local
-
-
-class Draws(torch.utils.data.Dataset):
-    """What a worker's three generators draw."""
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return random.random(), np.random.rand(), torch.rand(()).item()
-
-
-def test_workers_draw_other_numbers_after_every_start():
-    def drawn(seed, rank):
-        init_fn = partial(seed_worker, None, rank)
-        loader = torch.utils.data.DataLoader(Draws(), num_workers=2, worker_init_fn=init_fn)
-        torch.manual_seed(seed)
-        return [torch.stack(list(batch)).T for _ in range(2) for batch in loader]
-
-    numbers = torch.cat(drawn(1, 0))
-    assert torch.equal(torch.cat(drawn(1, 0)), numbers)
-    for other in (torch.cat(drawn(2, 0)), torch.cat(drawn(1, 1))):
-        assert not (other == numbers).any()
-    for column in numbers.T:
-        assert len(set(column.tolist())) == len(numbers), "two starts or two workers drew the same"
 
 
 def in_rank(rank, rendezvous, cfg):

@@ -9,75 +9,13 @@ import torch
 
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
-from mmengine.hooks import Hook
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.optim import OptimWrapper
 
 from amn_masking.adapters.mmpretrain.runner.resume import load_from_local
 from amn_masking.losses import CombinedAdversarialLoss
 from tests.helpers import small_mae
+from tests.helpers.loud import MASKING, assert_equal, change, logged, states
 from tests.helpers.runner import train
-
-MASKING = "masking.network"
-
-
-@OPTIM_WRAPPERS.register_module()
-class CpuAmpOptimWrapper(AmpOptimWrapper):
-    """mmengine's AmpOptimWrapper, which only its constructor keeps off the CPU."""
-
-    def __init__(self, init_scale=1.0, **options):
-        OptimWrapper.__init__(self, **options)
-        self.loss_scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
-        self.cast_dtype = torch.bfloat16
-        self._scale_update_param = None
-
-
-@HOOKS.register_module()
-class LoudMaskingHook(Hook):
-    """Multiplies the masking network's gradient, and keeps every step's weights."""
-
-    def __init__(self, factor=1.0):
-        self.factor = factor
-
-    def before_train(self, runner):
-        self.states = [copy.deepcopy(runner.model.state_dict())]
-        for parameter in runner.model.masking.parameters():
-            parameter.register_hook(lambda gradient: gradient * self.factor)
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.states.append(copy.deepcopy(runner.model.state_dict()))
-
-
-@pytest.fixture
-def cfg(photos_config):
-    photos_config.train_cfg.max_epochs = 1
-    photos_config.custom_hooks = [dict(type="LoudMaskingHook")]
-    return photos_config
-
-
-def states(runner):
-    """Weights before the training and after each step."""
-    (hook,) = (hook for hook in runner.hooks if isinstance(hook, LoudMaskingHook))
-    return hook.states
-
-
-def logged(runner, name):
-    return [float(x) for x in runner.message_hub.get_scalar(f"train/{name}").data[0]]
-
-
-def assert_equal(one, other, names):
-    assert names
-    for name in names:
-        assert torch.equal(one[name], other[name]), name
-
-
-def change(before, after, masking):
-    """Norm of what a step changed in one of the two networks."""
-    names = [n for n in before if n.startswith(MASKING) == masking and "preproc" not in n]
-    return torch.cat([(after[n] - before[n]).flatten() for n in names]).norm().item()
-
-
-# Mixed precision
 
 
 @pytest.mark.parametrize("threshold", ["quantile", "tracking"])
@@ -159,9 +97,6 @@ def test_amp_wrapper_of_mmengine_trains_both_networks(cfg, dtype):
     assert all(loss > 0 for loss in logged(runner, "loss"))
 
 
-# Accumulation
-
-
 def test_accumulation_gives_both_networks_the_gradient_of_the_mean_loss():
     model = small_mae.build(masking=dict(type="AdversarialMasking"))
     batches = torch.randn(2, 3, 3, 32, 32)
@@ -185,58 +120,6 @@ def test_accumulation_gives_both_networks_the_gradient_of_the_mean_loss():
         moved = start[name] - model.state_dict()[name]
         assert torch.allclose(moved, gradient, atol=1e-6, rtol=1e-3), name
         assert not name.startswith(MASKING) or name.endswith("4.bias") or gradient.any(), name
-
-
-# Clipping
-
-
-def one_clipped_step(cfg, factor, **changes):
-    changes = {"train_dataloader.batch_size": 42, "custom_hooks.0.factor": factor} | changes
-    return train(cfg, **changes)
-
-
-@pytest.mark.parametrize("kind", ["OptimWrapper", "CpuAmpOptimWrapper"])
-def test_a_large_masking_gradient_does_not_eat_the_clip_norm(cfg, kind):
-    """A million times the masking network's gradient: the autoencoder's step is the same."""
-    sgd = dict(_delete_=True, type="SGD", lr=1.0, weight_decay=0.0)
-    cfg.merge_from_dict({"optim_wrapper.optimizer": sgd, "optim_wrapper.type": kind})
-    cfg.param_scheduler = []
-    cfg.optim_wrapper.clip_grad = dict(max_norm=0.1)
-    quiet, loud = (one_clipped_step(cfg, factor) for factor in (1.0, 1e6))
-    before, after = states(loud)
-    names = [name for name in before if not name.startswith(MASKING)]
-    assert_equal(states(quiet)[-1], after, names)
-    # Each is clipped to max_norm by its own norm; the log has the autoencoder's.
-    assert change(before, after, masking=True) == pytest.approx(0.1, rel=1e-3)
-    assert change(before, after, masking=False) == pytest.approx(0.1, rel=1e-3)
-    assert logged(quiet, "grad_norm") == logged(loud, "grad_norm")
-    assert 0.1 < logged(loud, "grad_norm")[0] < 1e3
-    # mmengine's own constructor is what this is for.
-    stock = {"optim_wrapper.constructor": "mmengine.DefaultOptimWrapperConstructor"}
-    before, after = states(one_clipped_step(cfg, 1e6, **stock))
-    assert change(before, after, masking=False) < 0.01
-
-
-def test_clipping_by_value_reaches_both_networks(cfg):
-    sgd = dict(_delete_=True, type="SGD", lr=1.0, weight_decay=0.0)
-    cfg.merge_from_dict({"optim_wrapper.optimizer": sgd})
-    cfg.param_scheduler = []
-    cfg.optim_wrapper.clip_grad = dict(type="value", clip_value=1e-4)
-    before, after = states(one_clipped_step(cfg, 1e6))
-    for masking in (False, True):
-        names = [name for name in before if name.startswith(MASKING) == masking]
-        largest = max((after[n] - before[n]).abs().max().item() for n in names)
-        assert largest == pytest.approx(1e-4, rel=1e-2)
-
-
-def test_without_masking_the_clipping_is_stock(cfg):
-    cfg.optim_wrapper.clip_grad = dict(max_norm=0.1)
-    cfg.custom_hooks = []
-    runner = train(cfg, **{"model.masking": None})
-    assert runner.optim_wrapper.clip_func is torch.nn.utils.clip_grad_norm_
-
-
-# Averaged weights
 
 
 @pytest.mark.parametrize("update_buffers", [False, True])
