@@ -20,15 +20,15 @@ env-forks:
 
 demo: env data/photos
 	.venv/bin/mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)
-	@$(PYTHON_ENV) benchmarks/report.py $(WORK_DIR)
+	@$(PYTHON_ENV) demo/report.py $(WORK_DIR)
 
 test: env
 	$(PYTHON_ENV) -m pytest -n 2
 
 # What touches OpenMMLab, on its maintained forks: every method one step and one epoch, mim train,
 # resume, two processes. What costs most runs on upstream only.
-FORKS := $(addprefix tests/test_,mmpretrain.py methods.py hooks.py mim.py resume.py distributed.py \
-	training_options.py meters_hook.py schedules_runner.py model_index.py)
+FORKS := tests/adapters/mmpretrain tests/methods tests/configs/test_mae_amn.py \
+	--ignore tests/adapters/mmpretrain/test_model_signals.py
 test-forks: env-forks
 	.venv-onedl/bin/python -m pytest -n 2 $(FORKS) -k \
 	    "not (matrix and (error or gradient or identical)) and not vit_b and not by_its_name"
@@ -48,20 +48,20 @@ mutants: env
 
 # Break resume, ranks, AMP, EMA, export and more, and see the test fail: docs/results/breaks.md.
 breaks: env
-	$(PYTHON_ENV) -m benchmarks.breaks
+	$(PYTHON_ENV) -m tests.breaks.breaks
 
 # The figures of docs/estimators.md.
 estimators: env
-	$(PYTHON_ENV) -m benchmarks.estimators
+	$(PYTHON_ENV) -m benchmarks.estimator_bias
 
 # Every method of mmpretrain on both stacks: docs/results/methods.md.
 methods: env env-forks
-	$(PYTHON_ENV) -m benchmarks.methods
-	.venv-onedl/bin/python -m benchmarks.methods
+	$(PYTHON_ENV) -m tests.methods.matrix
+	.venv-onedl/bin/python -m tests.methods.matrix
 
 # Every adapter against every law of the contract: docs/results/adapters.md.
 adapters: env
-	$(PYTHON_ENV) -m benchmarks.contract
+	$(PYTHON_ENV) -m tests.contract.contract
 
 # The tables of docs/results/study.md from the rows that are there; the smallest experiment anew.
 study-tables: env
@@ -73,13 +73,13 @@ study-smoke: env
 examples: data/photos
 	@for extra in timm huggingface lightly; do \
 	    bash .ci/env.sh .venv-example "$$extra" || exit 1; \
-	    for file in $$(ls docs/examples/$$extra* $$([ $$extra = timm ] && ls docs/examples/fair*)); do \
+	    for file in $$(ls docs/examples/$$extra* $$([ $$extra = timm ] && ls docs/examples/reference*)); do \
 	        echo "$$file with [$$extra]"; .venv-example/bin/python $$file || exit 1; \
 	    done; rm -rf .venv-example; \
 	done
 
 data/photos: | env
-	$(PYTHON_ENV) benchmarks/photos.py data/photos
+	$(PYTHON_ENV) demo/photos.py data/photos
 
 lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

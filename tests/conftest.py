@@ -53,6 +53,49 @@ def _seeded() -> None:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ImageNet-style folder of real photographs: 42 training images."""
     root = tmp_path_factory.mktemp("data") / "photos"
-    command = [sys.executable, ROOT / "benchmarks/photos.py", root]
+    command = [sys.executable, ROOT / "demo/photos.py", root]
     subprocess.run([*command, "--train-crops", "3", "--val-crops", "1"], check=True)
     return root
+
+
+@pytest.fixture
+def photos_config(photos: Path, tmp_path: Path):
+    """The shipped config for photographs at 64 pixels and one block, for the Runner in here."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(ROOT / "configs/mmpretrain/mae_amn_vit-tiny_photos.py")
+    cfg.model.backbone.update(img_size=64)
+    cfg.model.backbone.arch = dict(
+        embed_dims=48, num_layers=1, num_heads=2, feedforward_channels=96
+    )
+    cfg.model.neck.update(
+        num_patches=16, embed_dim=48, decoder_embed_dim=32, decoder_num_heads=2, decoder_depth=1
+    )
+    cfg.train_dataloader.update(batch_size=14, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.dataset.data_root = str(photos)
+    cfg.train_dataloader.dataset.pipeline[1].scale = 64
+    cfg.train_cfg.max_epochs = 2
+    cfg.work_dir = str(tmp_path)
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, photos) -> Path:
+    """The checkpoint of one epoch of the shipped pre-training, by the real ``mim train``."""
+    from tests.helpers.downstream import PIXELS
+    from tests.helpers.mim import PHOTOS_CONFIG, TINY, data_options, mim_train
+
+    work_dir = tmp_path_factory.mktemp("pretrained")
+    crop = {"train_dataloader.dataset.pipeline.1.scale": PIXELS}
+    mim_train(PHOTOS_CONFIG, work_dir, TINY | data_options(photos) | crop)
+    return work_dir / "epoch_1.pth"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, pretrained) -> Path:
+    """The encoder of that checkpoint, for mmpretrain."""
+    from amn_masking.tools.export import export
+
+    out = tmp_path_factory.mktemp("exported") / "encoder.pth"
+    export(pretrained, "mmpretrain", out)
+    return out

@@ -11,8 +11,8 @@ from amn_masking import AdversarialMasking, CombinedAdversarialLoss, PatchMask, 
 from amn_masking.losses import pool_error
 from amn_masking.network import pool_scores, standardise_logits, to_logits
 from amn_masking.patches import patchify
-from tests import draws
-from tests.autoencoder import Autoencoder
+from tests.helpers import draws
+from tests.helpers.autoencoder import Autoencoder
 
 
 def gradients(module):

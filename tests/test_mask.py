@@ -8,7 +8,7 @@ from hypothesis import given
 
 from amn_masking import PatchMask
 from amn_masking.mask import invert_permutation
-from tests import draws
+from tests.helpers import draws
 
 
 @given(draws.masks(free_counts=True))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from amn_masking import PatchMask, RandomMasking
 from amn_masking.meters import PositionMeter, adversarial_gain, mask_distance, score_entropy
-from tests import draws
+from tests.helpers import draws
 
 
 def random_masks(grid, ratio, batch):

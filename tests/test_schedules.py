@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 from amn_masking.schedules import Schedule, as_schedule
-from tests.autoencoder import Autoencoder
+from tests.helpers.autoencoder import Autoencoder
 
 UNITS = ["share", "iter", "epoch"]
 values = st.floats(-1, 1)

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import gaussian_blur
 
-from amn_masking.knn import vote
 from amn_masking.mask import PatchMask
 from amn_masking.meters import (
     PositionMeter,
@@ -26,6 +25,7 @@ from amn_masking.meters import (
 from amn_masking.strategies.ranked import RankedMasking
 from amn_masking.thresholds import Difficulty
 from amn_masking.thresholds.selection import count_visible
+from amn_masking.tools.knn import vote
 from benchmarks.study.data import Data, Images
 
 Encode = Callable[[Tensor], np.ndarray]

@@ -1,6 +1,6 @@
 # A small MAE on a folder of photographs, for a laptop's CPU: a few minutes on two cores.
 #
-#     python benchmarks/photos.py data/photos
+#     python demo/photos.py data/photos
 #     mim train mmpretrain configs/mmpretrain/mae_amn_vit-tiny_photos.py
 #
 # It shows that everything works and what the masks look like. It is not a benchmark.

@@ -20,18 +20,30 @@ except ImportError as error:
     ) from error
 
 from amn_masking import strategies
-from amn_masking.adapters.mmpretrain.backbone_masks import EVA, MAE, MFF, MILAN, MixMIM, SparK
-from amn_masking.adapters.mmpretrain.meters import MaskingMetersHook
-from amn_masking.adapters.mmpretrain.model_index import register_models
-from amn_masking.adapters.mmpretrain.optim import MaskingOptimWrapperConstructor
-from amn_masking.adapters.mmpretrain.pictures import MaskingPicturesHook
-from amn_masking.adapters.mmpretrain.random_state import RandomStateHook
-from amn_masking.adapters.mmpretrain.resume import install as install_safe_resume
-from amn_masking.adapters.mmpretrain.sample_masks import CAE, BEiT, MaskFeat, SimMIM, iTPN
-from amn_masking.adapters.mmpretrain.seams import (
+from amn_masking.adapters.mmpretrain.methods import (
+    CAE,
+    EVA,
+    MAE,
+    METHODS,
+    MFF,
+    MILAN,
+    BEiT,
+    MaskFeat,
+    MixMIM,
+    SimMIM,
+    SparK,
+    iTPN,
+)
+from amn_masking.adapters.mmpretrain.runner.clipping import MaskingOptimWrapperConstructor
+from amn_masking.adapters.mmpretrain.runner.collate import (
     default_collate_any_scope,
     pseudo_collate_any_scope,
 )
+from amn_masking.adapters.mmpretrain.runner.meters_hook import MaskingMetersHook
+from amn_masking.adapters.mmpretrain.runner.model_index import register_models
+from amn_masking.adapters.mmpretrain.runner.pictures_hook import MaskingPicturesHook
+from amn_masking.adapters.mmpretrain.runner.random_state import RandomStateHook
+from amn_masking.adapters.mmpretrain.runner.resume import install as install_safe_resume
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.registry import HOOKS, MODELS
 
@@ -53,13 +65,6 @@ __all__ = [
     "SparK",
     "iTPN",
 ]
-
-# By the name that mmpretrain gives them.
-METHODS = {
-    cls.__name__: cls
-    for cls in (MAE, EVA, MFF, MILAN, SimMIM, MaskFeat, BEiT, CAE, iTPN, SparK, MixMIM)
-}
-
 
 FUNCTIONS.register_module(name="default_collate", module=default_collate_any_scope, force=True)
 FUNCTIONS.register_module(name="pseudo_collate", module=pseudo_collate_any_scope, force=True)

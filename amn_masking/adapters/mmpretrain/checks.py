@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import nn
 
-from amn_masking.adapters.mmpretrain.errors import KNOWN_LOSSES
+from amn_masking.adapters.mmpretrain.patch_error import KNOWN_LOSSES
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.strategies import MaskingStrategy
 

@@ -12,11 +12,12 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from amn_masking.adapters.mmpretrain.bound import bind
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
-from amn_masking.adapters.mmpretrain.errors import patch_error
+from amn_masking.adapters.mmpretrain.loss_calls import seen_by_loss
+from amn_masking.adapters.mmpretrain.model_signals import bind
+from amn_masking.adapters.mmpretrain.patch_error import patch_error
+from amn_masking.adapters.mmpretrain.progress import RunnerProgress
 from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
-from amn_masking.adapters.mmpretrain.seams import RunnerProgress, seen_by_loss
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics, masked_mean

@@ -16,6 +16,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from amn_masking.adapters.overrides import overridden
 from amn_masking.mask import PatchMask, invert_permutation
 from amn_masking.patches import grid_size
 
@@ -98,7 +99,7 @@ def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
             "the images of this batch keep different numbers of patches, and the head would pool "
             "their padding; use forward_features, or threshold=dict(type='quantile')"
         )
-    with overridden(encoder, replaced):
+    with overridden(encoder, **replaced):
         yield
 
 
@@ -171,7 +172,7 @@ def visible_tokens(encoder: nn.Module, patch_mask: PatchMask) -> dict[str, Any]:
         # NaFlexVit has patch dropout in train() only and asks its own flag, which nothing else
         # does; the modules below keep theirs.
         flag = {"training": True} if isinstance(encoder, NaFlexVit) else {}
-        with overridden(encoder, flag):
+        with overridden(encoder, **flag):
             features = forward(*args, **kwargs)
         if features.shape[1] != prefix + patch_mask.num_visible:
             raise ValueError(
@@ -223,21 +224,3 @@ def refuse(message: str) -> Callable[..., Any]:
         raise ValueError(message)
 
     return refused
-
-
-@contextmanager
-def overridden(module: nn.Module, values: dict[str, Any]) -> Iterator[None]:
-    """For the duration, attributes of this one instance are replaced.
-
-    Python looks into an instance's own dict before torch looks for a submodule, so a submodule can
-    be stood in for by a function and nothing is registered.
-    """
-    own = vars(module)
-    before = {name: own[name] for name in values if name in own}
-    own.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del own[name]
-        own.update(before)

@@ -5,7 +5,7 @@
 #         --cfg-options model.backbone.init_cfg.checkpoint=work_dirs/mae_amn_vit-b/epoch_300.pth
 _base_ = "mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr-90e_in1k.py"
 
-# A checkpoint of the pre-training as it is, or what amn_masking.export --to mmpretrain wrote.
+# A checkpoint of the pre-training as it is, or what amn_masking.tools.export --to mmpretrain wrote.
 model = dict(
     backbone=dict(init_cfg=dict(checkpoint="work_dirs/mae_amn_vit-b/epoch_300.pth")),
 )

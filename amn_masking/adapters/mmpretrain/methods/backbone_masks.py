@@ -1,0 +1,174 @@
+"""Methods that make the mask in the backbone or in the model: overridden for one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import torch
+from mmpretrain.models import selfsup
+from torch import Tensor, nn
+
+from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
+from amn_masking.adapters.mmpretrain.padding import hidden_padding
+from amn_masking.adapters.overrides import overridden
+from amn_masking.losses import CombinedAdversarialLoss
+from amn_masking.mask import PatchMask
+
+
+class TokenDropping(MaskingMixin):
+    """A method whose encoder sees the visible tokens only, on a MAEViT or MAEHiViT backbone.
+
+    With a MAEViT the images of a batch may keep different numbers of patches: the encoder runs on
+    the longest row with the padding hidden from attention, and the decoder gets mask tokens in
+    its place, so that each image comes out as it would alone.
+    """
+
+    backbones: tuple[type[nn.Module], ...] = (selfsup.MAEViT, selfsup.MAEHiViT)
+
+    def takes_free_counts(self) -> bool:
+        return isinstance(self.backbone, selfsup.MAEViT)
+
+    takes_gate = takes_free_counts
+
+    @contextmanager
+    def inject(self, patch_mask: PatchMask) -> Iterator[None]:
+        def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+            return patch_mask.gather_visible(x), patch_mask.mask, patch_mask.ids_restore
+
+        with ExitStack() as stack:
+            if isinstance(self.backbone, selfsup.MAEViT):
+                stack.enter_context(overridden(self.backbone, random_masking=random_masking))
+            else:
+                stack.enter_context(same_ids(self.backbone, patch_mask))
+            if patch_mask.padding is not None:
+                stack.enter_context(hidden_padding(self.backbone, self.neck, patch_mask.padding))
+            yield
+
+
+def same_ids(backbone: selfsup.MAEHiViT, patch_mask: PatchMask) -> AbstractContextManager:
+    """Context in which a HiViT keeps the patches of ``patch_mask``."""
+
+    def masking_id(batch_size: int, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+        if patch_mask.mask.shape != (batch_size, backbone.num_patches):
+            raise ValueError(
+                f"{type(backbone).__name__} has {backbone.num_patches} patches, got a mask over "
+                f"{patch_mask.grid[0]} x {patch_mask.grid[1]}; set the backbone's img_size to the "
+                "size of the images"
+            )
+        return patch_mask.ids_keep, patch_mask.ids_restore, patch_mask.mask
+
+    return overridden(backbone, masking_id=masking_id)
+
+
+class MAE(TokenDropping, selfsup.MAE):
+    """mmpretrain's MAE with ``masking=``."""
+
+    def predicts_pixels(self) -> bool:
+        return True
+
+
+class MFF(TokenDropping, selfsup.MFF):
+    """mmpretrain's MFF, a MAE that fuses features of several layers, with ``masking=``."""
+
+    backbones = (selfsup.MFFViT,)
+
+    def predicts_pixels(self) -> bool:
+        return True
+
+
+class EVA(TokenDropping, selfsup.EVA):
+    """mmpretrain's EVA in the style of MAE, with ``masking=``. Predicts CLIP's features."""
+
+
+class MILAN(MaskingMixin, selfsup.MILAN):
+    """mmpretrain's MILAN with ``masking=``, which takes the place of its attention masking.
+
+    Its loss is over all patches and the class token; the adversary looks at the masked ones.
+    """
+
+    backbones = (selfsup.MILANViT,)
+
+    def takes_gate(self) -> bool:
+        return True
+
+    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
+        def attention_masking(x: Tensor, mask_ratio: float, importance: Tensor) -> tuple:
+            visible = patch_mask.gather_visible(x)
+            return visible, patch_mask.ids_restore, patch_mask.ids_keep, patch_mask.ids_mask
+
+        return overridden(self.backbone, attention_masking=attention_masking)
+
+
+class SparK(MaskingMixin, selfsup.SparK):
+    """mmpretrain's SparK with ``masking=``: masked images through sparse convolutions."""
+
+    def predicts_pixels(self) -> bool:
+        return True
+
+    def takes_free_counts(self) -> bool:
+        return True
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return (self.downsample_raito, self.downsample_raito)
+
+    @property
+    def loss_module(self) -> nn.Module:
+        return self.head.loss
+
+    def masking_defaults(self) -> dict:
+        # Half a patch more than SparK's own rounded count, so that it is met when rounded down.
+        visible = (self.len_keep + 0.5) / self.feature_map_size**2
+        return {**super().masking_defaults(), "mask_ratio": 1 - visible}
+
+    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
+        def mask(shape: torch.Size, device: torch.device) -> Tensor:
+            visible = patch_mask.mask == 0
+            return visible.reshape(-1, 1, *patch_mask.grid)  # SparK's polarity: True = visible
+
+        return overridden(self, mask=mask)
+
+
+class MixMIM(MaskingMixin, selfsup.MixMIM):
+    """mmpretrain's MixMIM with ``masking=``.
+
+    MixMIM fills the masked patches of an image with those of another and needs one mask for the
+    whole batch. It is made for the first image: a strategy that looks at the image looks at that
+    one, and the adversary is rewarded for that one's error.
+    """
+
+    backbones = (selfsup.MixMIMPretrainTransformer,)
+
+    def check_method(self) -> None:
+        super().check_method()
+        if isinstance(self.loss_module, CombinedAdversarialLoss):
+            raise ValueError(
+                "MixMIM's reconstruction term is over all patches of all images and its mask is of "
+                "one, so its head's loss cannot be a CombinedAdversarialLoss; leave the head as it "
+                "is and put it into the strategy: masking=dict(loss=dict(lambda_adv=...))"
+            )
+
+    def predicts_pixels(self) -> bool:
+        return True
+
+    def takes_free_counts(self) -> bool:
+        return True
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return (self.backbone.encoder_stride, self.backbone.encoder_stride)
+
+    def make_mask(self, images: Tensor) -> PatchMask:
+        return self.masking(images[:1])
+
+    def patch_error(self, patch_mask: PatchMask, calls: list[tuple]) -> Tensor:
+        return super().patch_error(patch_mask, [tuple(x[:1] for x in call) for call in calls])
+
+    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
+        def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, ...]:
+            h, w = (side // self.backbone.encoder_stride for side in x.shape[2:])
+            finer = (patch_mask.pixel_mask(h * d, w * d) for d in (8, 4, 2, 1))
+            return tuple(mask.reshape(1, -1, 1) for mask in finer)
+
+        return overridden(self.backbone, random_masking=random_masking)

@@ -1,0 +1,127 @@
+"""Methods that take the mask from the data samples, where a transform of the pipeline put it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from mmpretrain.models import selfsup
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from amn_masking.adapters.mmpretrain.methods.backbone_masks import same_ids
+from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
+from amn_masking.adapters.overrides import overridden
+from amn_masking.mask import PatchMask
+
+
+class SampleMasks(MaskingMixin):
+    """A method that takes its mask from the data samples.
+
+    The mask that the pipeline's generator made is not used: the generator may be taken out.
+    """
+
+    def takes_free_counts(self) -> bool:
+        return True
+
+    def token_mask(self, patch_mask: PatchMask) -> Tensor:
+        """``(B, h, w)``, the mask on the method's grid of tokens."""
+        return patch_mask.mask.reshape(-1, *patch_mask.grid)
+
+    def with_mask(self, data_samples: list[DataSample], patch_mask: PatchMask) -> list[DataSample]:
+        masks = self.token_mask(patch_mask)
+        # Copies: the batch's own samples stay as they came.
+        return [s.new().set_mask(mask) for s, mask in zip(data_samples, masks, strict=True)]
+
+
+class SimMIM(SampleMasks, selfsup.SimMIM):
+    """mmpretrain's SimMIM with ``masking=``.
+
+    Its masked patches are as large as the encoder's total stride, 32 pixels, and so hold many
+    tokens of 4 pixels. ``patch_size`` may be another multiple of the token's.
+    """
+
+    backbones = (selfsup.SimMIMSwinTransformer,)
+    mask_ratio = 0.6  # of mmpretrain's SimMIMMaskGenerator
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        side = self.backbone.patch_embed.projection.stride[0] * 2 ** (len(self.backbone.stages) - 1)
+        return (side, side)
+
+    def check_patch_size(self, patch_size: tuple[int, int]) -> None:
+        token = self.head.patch_size
+        if any(side % token for side in patch_size):
+            raise ValueError(
+                f"masking has patch_size={patch_size}, but SimMIM masks whole tokens of {token} "
+                f"pixels; use a multiple of {token}, or leave patch_size out"
+            )
+
+    def predicts_pixels(self) -> bool:
+        return True
+
+    def token_mask(self, patch_mask: PatchMask) -> Tensor:
+        h, w = patch_mask.grid
+        height, width = self.masking.patch_size
+        token = self.head.patch_size
+        return patch_mask.pixel_mask(h * height // token, w * width // token)[:, 0]
+
+
+class MaskFeat(SampleMasks, selfsup.MaskFeat):
+    """mmpretrain's MaskFeat with ``masking=``. Predicts histograms of oriented gradients."""
+
+    backbones = (selfsup.MaskFeatViT,)
+    mask_ratio = 0.395  # 78 of 196, as in mmpretrain's config
+
+
+class BEiT(SampleMasks, selfsup.BEiT):
+    """mmpretrain's BEiT v1 and v2 with ``masking=``.
+
+    Predicts visual tokens. A patch's error is its cross entropy; with v2's second prediction from
+    an early layer, the sum of both.
+    """
+
+    backbones = (selfsup.BEiTPretrainViT,)
+    mask_ratio = 0.38  # 75 of 196, as in mmpretrain's configs
+
+
+class CAE(SampleMasks, selfsup.CAE):
+    """mmpretrain's CAE with ``masking=``.
+
+    A patch's error is the cross entropy of its visual token plus its share of the alignment.
+    """
+
+    backbones = (selfsup.CAEPretrainViT,)
+    mask_ratio = 0.38  # 75 of 196, as in mmpretrain's config
+
+    def takes_free_counts(self) -> bool:
+        return False  # it makes a rectangle of the visible tokens
+
+    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
+        # The neck counts on 75 masked patches of 196.
+        return overridden(self.neck, mask_token_num=patch_mask.ids_mask.shape[1])
+
+
+class iTPN(SampleMasks, selfsup.iTPN):
+    """mmpretrain's iTPN with ``masking=``, of pixels and of CLIP's features."""
+
+    backbones = (selfsup.iTPNHiViT,)
+
+    def predicts_pixels(self) -> bool:
+        return self.backbone.reconstruction_type == "pixel"
+
+    def takes_free_counts(self) -> bool:
+        return not self.predicts_pixels()
+
+    def masking_defaults(self) -> dict:
+        defaults = super().masking_defaults()
+        if not self.predicts_pixels():
+            defaults["mask_ratio"] = 0.38  # 75 of 196; the backbone's own is of the other form
+        return defaults
+
+    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
+        return same_ids(self.backbone, patch_mask) if self.predicts_pixels() else nullcontext()
+
+    def with_mask(self, data_samples: list[DataSample], patch_mask: PatchMask) -> list[DataSample]:
+        if self.predicts_pixels():
+            return data_samples
+        return super().with_mask(data_samples, patch_mask)

@@ -1,0 +1,1 @@
+"""Command lines: what a training leaves, taken home and measured."""

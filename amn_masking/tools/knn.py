@@ -1,0 +1,176 @@
+"""Weighted k-NN on frozen features: how good an encoder is, without any training.
+
+    python -m amn_masking.tools.knn CONFIG CKPT [--k 20] [--out knn.json]
+
+CONFIG is one of the linear probe, whose encoder, training set, validation set and validation
+transforms count. The vote of Wu et al., "Unsupervised feature learning via non-parametric instance
+discrimination" (CVPR 2018), with the k = 20 and T = 0.07 of Caron et al., "Emerging properties in
+self-supervised vision transformers" (ICCV 2021). Needs scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from amn_masking.tools.checkpoints import backbone_weights, read_checkpoint
+
+
+def vote(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    queries: np.ndarray,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> np.ndarray:
+    """The labels that the nearest neighbours give to the queries.
+
+    Each of the k training features nearest by cosine similarity c votes with weight
+    ``exp(c / temperature)``.
+
+    Args:
+        train: ``(N, D)`` features, N >= k, of any length.
+        train_labels: ``(N,)``.
+        queries: ``(M, D)`` features.
+        k: number of neighbours.
+        temperature: above 0; small lets the nearest decide alone.
+
+    Returns:
+        ``(M,)`` labels.
+
+    Raises:
+        ValueError: k or temperature out of range, or a feature that is not finite.
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.neighbors import KNeighborsClassifier
+    except ImportError as error:
+        raise ImportError("k-NN needs scikit-learn; pip install scikit-learn") from error
+    if not 1 <= k <= len(train):
+        raise ValueError(f"k expected 1 to {len(train)}, the number of training images, got {k}")
+    if not temperature > 0:
+        raise ValueError(f"temperature expected above 0, got {temperature}")
+    # The distance is 1 - c; the factor that 1 adds is common to all votes.
+    neighbours = KNeighborsClassifier(
+        k, weights=lambda distance: np.exp(-distance / temperature),
+        metric="cosine", algorithm="brute",
+    )  # fmt: skip
+    return neighbours.fit(train, train_labels).predict(queries)
+
+
+@torch.no_grad()
+def features(
+    model: Any, dataloader: Any, device: str | torch.device = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(N, D)`` features of an ``ImageClassifier``'s backbone, and ``(N,)`` labels."""
+    rows, labels = [], []
+    for batch in dataloader:
+        batch = model.data_preprocessor(batch, training=False)
+        (feature,) = model.backbone(batch["inputs"])
+        rows.append(feature.flatten(1).float().cpu())
+        labels += [int(sample.gt_label) for sample in batch["data_samples"]]
+    return torch.cat(rows).numpy(), np.array(labels)
+
+
+def evaluate(
+    cfg: Any,
+    checkpoint: str | Path,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """k-NN accuracy of a pre-trained encoder.
+
+    Args:
+        cfg: mmengine ``Config`` of a linear probe.
+        checkpoint: of the pre-training, or what ``export --to mmpretrain`` wrote.
+        k: number of neighbours.
+        temperature: of their votes.
+        device: where the encoder runs.
+
+    Returns:
+        ``accuracy`` in [0, 1], ``k``, ``temperature``, ``train_images`` and ``val_images``.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a damaged or foreign checkpoint, one that does not fit the config's encoder, or
+            k or temperature out of range.
+    """
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import Runner
+    from mmpretrain.apis import get_model
+
+    weights = backbone_weights(read_checkpoint(checkpoint))
+    model = get_model(cfg, device=device)
+    try:
+        missing, unexpected = model.backbone.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} does not fit the config's encoder: {error}") from error
+    # ln2 is the norm after average pooling, which pre-training does not have: 1 and 0.
+    missing = [name for name in missing if not name.startswith("ln2.")]
+    # ln1 is pre-training's norm at the end where the config's encoder normalises the average, and
+    # proj_* are MFF's, which fuse features of several layers in pre-training only.
+    unexpected = [n for n in unexpected if not n.startswith(("ln1.", "proj_", "mask_token"))]
+    for what, names in (("lacks", missing), ("has, beyond it,", unexpected)):
+        if names:
+            raise ValueError(
+                f"{checkpoint} does not fit the config's encoder: it {what} {names[:3]} and so on, "
+                f"{len(names)} in all; set the config's model.backbone to the pre-trained one's"
+            )
+
+    # Training images as validation sees them: no random crop.
+    train = deepcopy(cfg.val_dataloader)
+    train.dataset = deepcopy(cfg.train_dataloader.dataset)
+    train.dataset.pipeline = cfg.val_dataloader.dataset.pipeline
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        (known, known_labels), (queries, labels) = (
+            features(model, Runner.build_dataloader(loader), device)
+            for loader in (train, cfg.val_dataloader)
+        )
+    predicted = vote(known, known_labels, queries, k, temperature)
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "k": k,
+        "temperature": temperature,
+        "train_images": len(known),
+        "val_images": len(queries),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m amn_masking.tools.knn", description="Weighted k-NN on frozen features."
+    )
+    parser.add_argument("config", metavar="CONFIG", help="of the linear probe")
+    parser.add_argument("checkpoint", metavar="CKPT", help="of the pre-training, or exported")
+    parser.add_argument("--k", type=int, default=20, help="neighbours (20)")
+    parser.add_argument("--temperature", type=float, default=0.07, help="of their votes (0.07)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="write the result there, as JSON")
+    from mmengine.config import Config, DictAction
+
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE",
+        help="as for mim train, such as model.backbone.out_type=avg_featmap",
+    )  # fmt: skip
+    args = parser.parse_args(arguments)
+    try:
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options)
+        result = evaluate(cfg, args.checkpoint, args.k, args.temperature, args.device)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        parser.exit(1, f"error: {error}\n")
+    result = {"config": args.config, "checkpoint": args.checkpoint, **result}
+    print(json.dumps(result, indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

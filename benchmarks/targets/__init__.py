@@ -1,1 +1,0 @@
-"""Small models of each codebase, as the contract suite (benchmarks/contract.py) sees them."""

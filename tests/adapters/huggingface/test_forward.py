@@ -1,0 +1,55 @@
+"""transformers' ViTMAE under a strategy, without a Trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra 'huggingface'")
+
+from amn_masking import PatchMask
+from amn_masking.adapters.huggingface import masked_forward
+from amn_masking.meters import masked_mean
+from tests.helpers.small_vit_mae import adversarial, build, pictures
+
+
+def test_every_count_is_the_mask_s_whatever_the_config_says():
+    """196 patches: the ratio goes through a float, and all 195 counts come out."""
+    model = build(image_size=28, patch_size=2).eval()
+    images = pictures(2, size=(28, 28))
+    for num_visible in range(1, 196):
+        patch_mask = PatchMask.from_shuffle(torch.rand(2, 196).argsort(1), num_visible, (14, 14))
+        with torch.no_grad():
+            outputs = masked_forward(model, images, patch_mask).outputs
+        assert torch.equal(outputs.mask, patch_mask.mask)
+        assert torch.equal(outputs.ids_restore, patch_mask.ids_restore)
+    assert model.config.mask_ratio == 0.75
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+@pytest.mark.parametrize("size", [(32, 32), (40, 64)])
+def test_masked_error_is_the_model_s_own_loss(norm_pix_loss, size):
+    model = build(norm_pix_loss=norm_pix_loss)
+    done = masked_forward(
+        model, pictures(size=size), adversarial(), interpolate_pos_encoding=size != (32, 32)
+    )
+    mean = masked_mean(done.error, done.patch_mask.mask)
+    torch.testing.assert_close(mean, done.reconstruction, rtol=1e-6, atol=0)
+    assert done.outputs.loss > done.reconstruction
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(patch_size=4), r"= \(8, 4, 4\).*got \(8, 8, 8\); .*patch_size=8"),
+        (dict(threshold=dict(type="mean")), r"count of AdversarialMasking is free.*quantile"),
+        (dict(gate=True), "leave out gate=True"),
+    ],
+)
+def test_a_strategy_that_does_not_fit_is_refused(options, message):
+    model = build()
+    with pytest.raises(ValueError, match=message):
+        masked_forward(model, pictures(), adversarial(**options))
+    assert model.config.mask_ratio == 0.75
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks

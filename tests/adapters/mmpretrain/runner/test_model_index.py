@@ -1,0 +1,80 @@
+"""mmpretrain knows the shipped configs by name, from a checkout and from an installed wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
+
+from mmpretrain import get_model, list_models
+from mmpretrain.apis import ModelHub
+
+import amn_masking.adapters.mmpretrain
+from amn_masking.adapters.mmpretrain.runner.model_index import register_models
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "configs/mmpretrain"
+ASK = """
+import json
+import amn_masking.adapters.mmpretrain
+from mmpretrain import list_models, get_model
+model = get_model('mae-amn_vit-tiny-p16_photos')
+print(json.dumps([amn_masking.__file__, list_models('*amn*'), type(model).__module__,
+                  model._config.filename]))
+"""
+
+
+def test_every_shipped_config_has_a_name_and_every_name_a_config():
+    shipped = {path for path in CONFIGS.rglob("*.py") if path.parent.name != "_base_"}
+    named = [Path(ModelHub._models_dict[name].config) for name in list_models("*amn*")]
+    assert len(named) == len(set(named)) == len(shipped)
+    assert set(named) == shipped
+
+
+def test_get_model_gives_what_the_config_says():
+    model = get_model("mae-amn_vit-base-p16_8xb512-amp-coslr-300e_in1k")
+    assert type(model) is amn_masking.adapters.mmpretrain.MAE
+    assert type(model.masking) is amn_masking.AdversarialMasking
+    assert model.backbone.pos_embed.shape == (1, 197, 768)
+
+
+def test_no_name_promises_weights_and_downstream_names_exist():
+    models = yaml.safe_load((CONFIGS / "metafile.yml").read_text())["Models"]
+    assert [model["Name"] for model in models if "Weights" in model or model["Results"]] == []
+    downstream = [name for model in models for name in model.get("Downstream", [])]
+    assert len(downstream) == 4
+    assert all(ModelHub.has(name) for name in downstream)
+
+
+def test_registering_again_changes_nothing():
+    before = dict(ModelHub._models_dict)
+    register_models()
+    assert ModelHub._models_dict == before
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_brings_its_configs(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    offline = ["--no-deps", "--no-index"]
+    build = ["wheel", "--no-build-isolation", *offline, "--wheel-dir", tmp_path, ROOT]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = tmp_path.glob("amn_masking-*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", *offline, "--target", site, wheel], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    package, names, module, config = json.loads(done.stdout.splitlines()[-1])
+    assert Path(package) == site / "amn_masking/__init__.py"
+    assert names == list_models("*amn*")
+    assert module == "amn_masking.adapters.mmpretrain.backbone_masks"
+    assert Path(config).is_relative_to(site)

@@ -1,0 +1,1 @@
+"""Small models of each codebase, as the contract suite (tests/contract/contract.py) sees them."""

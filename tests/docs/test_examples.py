@@ -1,0 +1,52 @@
+"""The examples of the docs, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+EXAMPLES = {path.stem: path for path in sorted((ROOT / "docs/examples").glob("*_pretrain.py"))}
+NEEDS = {
+    "huggingface": "transformers",
+    "lightly": "lightly",
+    "timm": "timm",
+    "reference_mae": "timm",
+}
+
+
+def test_there_is_one_for_each_codebase():
+    assert {name.removesuffix("_pretrain") for name in EXAMPLES} == set(NEEDS)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_at_most_40_lines(name):
+    assert sum(bool(line.strip()) for line in EXAMPLES[name].read_text().splitlines()) <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_ends_with_masks_that_are_harder_than_random(name, tmp_path, photos):
+    pytest.importorskip(NEEDS[name.removesuffix("_pretrain")])
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES[name]), str(photos)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(re.findall(r"adversarial gain ([\d.]+)", done.stdout)[-1]) > 1
+    if name == "timm_pretrain":
+        import timm
+        from safetensors.torch import load_file
+
+        shape = dict(img_size=64, patch_size=8, depth=4, num_classes=0)
+        encoder = timm.create_model("vit_tiny_patch16_224", **shape)
+        encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))

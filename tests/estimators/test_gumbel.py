@@ -1,0 +1,16 @@
+"""The Gumbel gradient against the written formula."""
+
+from __future__ import annotations
+
+import torch
+
+from amn_masking.estimators import Gumbel
+from tests.helpers.selections import selected
+
+
+def test_gumbel_is_the_sigmoid_s_gradient_at_the_keys():
+    logits, keys, selection, patch_mask = selected(Gumbel(temperature=0.5))
+    weight = torch.randn(3, 6, dtype=torch.float64)
+    (patch_mask.surrogate * weight).sum().backward()
+    p = ((keys - selection.tau) / 0.5).sigmoid()
+    assert torch.allclose(logits.grad, weight * p * (1 - p) / 0.5)

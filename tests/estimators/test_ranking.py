@@ -1,0 +1,53 @@
+"""The ranking objective against the written formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amn_masking import PatchMask
+from amn_masking.estimators import Ranking
+from amn_masking.thresholds import Quantile
+from tests.helpers.selections import selected
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_ranking_is_the_mean_log_likelihood_of_the_order(free):
+    logits, _, _, patch_mask = selected(Ranking(), free)
+    error, mask = torch.rand(3, 6, dtype=torch.float64), patch_mask.mask
+    error[0, :3] = 0.5  # equal errors have no order
+    (got,) = torch.autograd.grad(Ranking().objective(error, patch_mask), logits)
+    total = 0.0
+    for row in range(3):
+        pairs = [
+            (i, j)
+            for i in range(6)
+            for j in range(6)
+            if mask[row, i] and mask[row, j] and error[row, i] > error[row, j]
+        ]
+        for i, j in pairs:
+            difference = logits[row, i] - logits[row, j]
+            total = total - torch.log1p((-difference).exp()) / len(pairs) / 3
+    (expected,) = torch.autograd.grad(total, logits)
+    assert torch.allclose(got, expected)
+
+
+def test_ranking_has_no_gradient_through_the_mask():
+    _, _, _, patch_mask = selected(Ranking())
+    assert not patch_mask.surrogate.requires_grad
+
+
+def test_ranking_without_logits_is_refused():
+    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2))
+    with pytest.raises(ValueError, match="expected a PatchMask with logits"):
+        Ranking().objective(torch.zeros(1, 2), patch_mask)
+
+
+def test_one_masked_patch_has_no_order_and_no_gradient():
+    logits = torch.randn(2, 4, requires_grad=True)
+    selection = Quantile(0.25)(logits.detach(), logits, (2, 2))
+    patch_mask = selection.patch_mask
+    patch_mask.logits = patch_mask.surrogate = logits
+    Ranking().objective(torch.rand(2, 4), patch_mask).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad.any()

@@ -1,0 +1,175 @@
+"""The score-function gradient against the exact one, by enumeration of every mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from amn_masking.estimators import ScoreFunction
+from amn_masking.estimators.base import masked_mean
+from amn_masking.estimators.score_function import log_bernoulli, log_plackett_luce
+from amn_masking.thresholds import Mean, Quantile
+from benchmarks.enumeration import (
+    QuadraticReward,
+    bernoulli_gradient,
+    fixed_masks,
+    plackett_luce_gradient,
+    sampled_gradients,
+)
+from tests.helpers.selections import selected
+
+BATCH = 2  # where a baseline that holds the image's own reward would do most harm
+
+
+def hotelling(samples, exact):
+    """p-value of "the mean of the samples ``(n, L)`` is ``exact`` ``(L,)``"."""
+    count, dim = samples.shape
+    difference = samples.mean(0) - exact
+    covariance = samples.T.cov()
+    # A little is added where nothing varies, so that a constant wrong estimate is not solved away.
+    covariance = covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(dim)
+    statistic = count * difference @ torch.linalg.solve(covariance, difference)
+    assert statistic >= 0
+    return stats.f.sf(float(statistic) * (count - dim) / (dim * (count - 1)), dim, count - dim)
+
+
+def batches(estimator, threshold, reward, count, seed=0):
+    """``(count, L)`` independent estimates, each the mean over a batch of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack(
+        [
+            sampled_gradients(estimator, threshold, reward, BATCH, generator).mean(0)
+            for _ in range(count)
+        ]
+    )
+
+
+class OwnReward(ScoreFunction):
+    """Biased on purpose: the baseline is the batch mean, the image's own reward included."""
+
+    def baseline(self, error, mask):
+        return masked_mean(error, mask).mean(0, keepdim=True)
+
+
+def test_all_70_masks_are_enumerated():
+    masks = fixed_masks(8, 4)
+    assert masks.shape == (70, 8)
+    assert len({tuple(mask.tolist()) for mask in masks}) == 70
+    assert (masks.sum(1) == 4).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fixed_counts_are_unbiased(seed):
+    reward = QuadraticReward(8, seed)
+    samples = batches(ScoreFunction(), Quantile(0.5), reward, 5000)
+    exact = plackett_luce_gradient(reward, 4)
+    # A shift of all logits changes nothing, so gradients sum to 0: one coordinate says no more.
+    assert hotelling(samples[:, :-1], exact[:-1]) > 0.001
+
+
+def test_that_test_can_fail():
+    reward = QuadraticReward(8, 0)
+    samples = batches(OwnReward(), Quantile(0.5), reward, 5000)
+    assert hotelling(samples[:, :-1], plackett_luce_gradient(reward, 4)[:-1]) < 1e-6
+
+
+def test_free_counts_are_unbiased():
+    reward = QuadraticReward(12, 0)
+    threshold = Mean(scale=1.0, ratio_range=(0, 1))
+    samples = batches(ScoreFunction(), threshold, reward, 5000)
+    exact = bernoulli_gradient(reward, 1.0)
+    assert hotelling(samples, exact) > 0.001
+
+
+class FrozenThreshold(ScoreFunction):
+    """Biased on purpose: leaves out the gradient through tau."""
+
+    def surrogate(self, logits, keys, selection):
+        selection.tau = selection.tau.detach()
+        return super().surrogate(logits, keys, selection)
+
+
+@pytest.mark.parametrize("estimator", [OwnReward(), FrozenThreshold()])
+def test_that_test_can_fail_too(estimator):
+    reward = QuadraticReward(12, 0)
+    samples = batches(estimator, Mean(scale=1.0, ratio_range=(0, 1)), reward, 5000)
+    assert hotelling(samples, bernoulli_gradient(reward, 1.0)) < 1e-6
+
+
+def test_log_probability_is_plackett_luce_s():
+    """Against the product of the draws, written out."""
+    logits = torch.randn(3, 6, dtype=torch.float64)
+    keys = logits + torch.randn(3, 6, dtype=torch.float64)
+    selection = Quantile(0.5)(keys, logits.sigmoid(), (2, 3))
+    got = log_plackett_luce(logits, selection)
+    for row in range(3):
+        left = list(range(6))
+        expected = 1.0
+        for patch in keys[row].argsort(descending=True)[:3].tolist():
+            weights = logits[row].exp()
+            expected = expected * weights[patch] / weights[left].sum()
+            left.remove(patch)
+        assert torch.allclose(got[row].exp(), expected)
+
+
+def test_probabilities_of_all_orders_sum_to_one():
+    from itertools import permutations
+
+    logits = torch.randn(1, 5, dtype=torch.float64)
+    total = 0.0
+    for order in permutations(range(5), 2):
+        keys = torch.zeros(1, 5, dtype=torch.float64)
+        keys[0, order[0]], keys[0, order[1]] = 2.0, 1.0
+        total += log_plackett_luce(logits, Quantile(0.4)(keys, keys, (1, 5))).exp().item()
+    assert total == pytest.approx(1.0)
+
+
+def test_patches_masked_at_random_are_no_draws():
+    """log pi with a random share is that of the other draws, from what the random ones left."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 8, dtype=torch.float64)
+    keys = logits + torch.randn(1, 8, dtype=torch.float64, generator=generator)
+    selection = Quantile(0.5)(keys, keys, (2, 4), random_share=0.5, generator=generator)
+    drawn = selection.random[0].nonzero().flatten().tolist()
+    assert len(drawn) == 2
+    left = [patch for patch in range(8) if patch not in drawn]
+    expected = 1.0
+    for patch in sorted(left, key=lambda patch: -keys[0, patch].item())[:2]:
+        expected = expected * logits[0, patch].exp() / logits[0, left].exp().sum()
+        left.remove(patch)
+    assert torch.allclose(log_plackett_luce(logits, selection).exp(), expected)
+
+
+def test_one_image_has_no_others_to_compare_with():
+    error, mask = torch.rand(1, 4), torch.tensor([[1.0, 0, 1, 0]])
+    assert not ScoreFunction().baseline(error, mask).any()
+
+
+def test_log_bernoulli_is_the_product_over_the_patches():
+    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
+    for row in range(3):
+        probability = 1.0
+        for patch in range(6):
+            masked = (logits[row, patch] - selection.tau[row, 0]).sigmoid()
+            probability = probability * (masked if patch_mask.mask[row, patch] else 1 - masked)
+        assert torch.allclose(log_bernoulli(logits, selection)[row].exp(), probability)
+
+
+def test_with_a_free_count_the_surrogate_is_bernoulli_s():
+    logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
+    (got,) = torch.autograd.grad(patch_mask.surrogate.sum(), logits, retain_graph=True)
+    log_pi = log_bernoulli(logits, selection) * patch_mask.mask.sum(1)
+    (expected,) = torch.autograd.grad(log_pi.sum(), logits)
+    assert torch.allclose(got, expected)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_the_baseline_is_the_mean_reward_of_the_others(batch):
+    error, mask = torch.rand(batch, 4), torch.tensor([[1.0, 0, 1, 0]]).expand(batch, -1)
+    baseline = ScoreFunction().baseline(error, mask)
+    rewards = error[:, [0, 2]].mean(1)
+    assert baseline.shape == (batch, 1)
+    for row in range(batch):
+        others = [rewards[other] for other in range(batch) if other != row]
+        assert torch.allclose(baseline[row, 0], sum(others) / len(others))

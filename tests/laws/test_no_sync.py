@@ -1,0 +1,101 @@
+"""A training step reads nothing back from the device: on fake CUDA tensors, which have no values,
+so that any read (``.item()``, ``bool()``, ``nonzero``) is an error and needs no GPU to show.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.helpers.small_mae import build
+
+FIXED_COUNTS = {
+    "random": dict(type="RandomMasking"),
+    "block": dict(type="BlockMasking", min_patches=2),
+    "color noise": dict(type="ColorNoiseMasking"),
+    "hard patches": dict(type="HardPatchMasking"),
+    "attention": dict(type="AttentionMasking", hint_share=0.3),
+    "shuffled": dict(type="ShuffledMasking", masking=dict(type="AdversarialMasking")),
+    "oracle": dict(type="OracleMasking"),
+    **{
+        estimator: dict(
+            type="AdversarialMasking", estimator=dict(type=estimator), random_share=0.25
+        )
+        for estimator in ("straight_through", "gumbel", "score_function", "ranking")
+    },
+    "variance": dict(type="AdversarialMasking", reward="variance_normalised", entropy_weight=0.1),
+}
+FREE_COUNTS = {
+    kind: dict(
+        type="AdversarialMasking",
+        threshold=dict(type=kind),
+        random_share=0.25,
+    )
+    for kind in ("mean", "tracking", "difficulty")
+}
+
+
+class LeavesTheDevice(TorchDispatchMode):
+    """Collects the operations that make host tensors of device tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        came, went = (
+            {t.device.type for t in tree_leaves(part) if isinstance(t, torch.Tensor)}
+            for part in ((args, kwargs), out)
+        )
+        if "cuda" in came and "cpu" in went:
+            self.operations.append(str(function))
+        return out
+
+
+def step_without_values(masking, device: str, backward: bool = False):
+    """The loss of a small MAE with weights and images that have shapes only, and the operations
+    that left the device.
+    """
+    model = build(masking=masking)
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    fake = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                    module._parameters[name] = torch.nn.Parameter(fake, weight.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    fake = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+                    module._buffers[name] = fake
+        with LeavesTheDevice() as leaves:
+            loss = model.loss(torch.empty(3, 3, 32, 32, device=device), [])["loss"]
+            if backward:
+                loss.backward()
+    return loss, leaves.operations
+
+
+@pytest.mark.parametrize("name", FIXED_COUNTS)
+def test_the_forward_pass_reads_nothing_back(name):
+    loss, left = step_without_values(FIXED_COUNTS[name], "cuda")
+    assert loss.device.type == "cuda"
+    assert loss.requires_grad
+    assert left == []
+
+
+@pytest.mark.parametrize("name", FIXED_COUNTS)
+def test_nor_does_the_backward_pass(name, monkeypatch):
+    # Autograd asks the driver for a stream before it goes backward on CUDA tensors; so this is on
+    # the CPU, with the check of the scores that CUDA has.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    step_without_values(FIXED_COUNTS[name], "cpu", backward=True)
+
+
+@pytest.mark.parametrize("name", FREE_COUNTS)
+def test_free_counts_read_their_counts_and_so_these_tests_can_fail(name):
+    """How long the longest row is decides the shape of what comes after."""
+    with pytest.raises(DataDependentOutputException):
+        step_without_values(FREE_COUNTS[name], "cuda")

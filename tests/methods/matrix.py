@@ -1,0 +1,311 @@
+"""The method matrix: every masked-image-modelling method of mmpretrain with a learned mask.
+
+    python -m tests.methods.matrix
+
+Each method runs its stock recipe on real photographs, smaller (small_methods.py). The rows of the
+OpenMMLab stack that is installed are written anew into docs/results/methods.csv, those of the
+other stack stay; docs/results/methods.md is the table of both. ``make methods`` runs both stacks.
+
+For each method:
+
+- trains: one epoch in mmengine's Runner; finite losses, and every masking weight moved.
+- mask exact: the encoder's features have a gradient to the image that is exactly 0 in the patches
+  that the strategy masks, and nowhere else.
+- error exact: the errors that the adversary gets are those of the head's own loss module on one
+  patch after the other, and their mean is the method's loss where that is over masked patches.
+- gradient up: what the masking network gets in a step is minus lambda times the gradient of
+  sum(advantage * soft mask), written anew: descending along it masks harder patches.
+- None identical: without masking=, loss and all gradients are stock's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner, set_random_seed
+from mmpretrain.registry import MODELS
+from torch import Tensor
+from torch.nn import functional as F
+
+from amn_masking.mask import PatchMask
+from amn_masking.network import pool_scores, standardise_logits, to_logits
+from demo.photos import write
+from tests.methods.small_methods import SMALL, small_config
+
+LEARNED = dict(type="AdversarialMasking", mask_ratio=0.5)
+RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
+SUPPORT = ("predicts", "counts", "gradient path", "patch", "ratio")
+
+
+def build(label: str, photos: Path, **options: Any) -> tuple[Any, Any, list]:
+    """The model in training mode, and a batch of photographs as it gets them."""
+    cfg = small_config(label, photos, **options)
+    set_random_seed(0)
+    model = MODELS.build(cfg.model)
+    set_random_seed(1)
+    model.init_weights()
+    cfg.train_dataloader.sampler.shuffle = False
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    set_random_seed(2)
+    data = model.data_preprocessor(next(iter(loader)), training=True)
+    return model.train(), data["inputs"], data["data_samples"]
+
+
+class Watched:
+    """One call of a model's loss, seen from inside.
+
+    Attributes:
+        losses: what it returned.
+        mask: the mask that the strategy made.
+        output: what the backbone gave for the masked images.
+        calls: the arguments of the head's loss module.
+    """
+
+    def __init__(self, model: Any, inputs: Any, samples: list) -> None:
+        masks: list[PatchMask] = []
+        outputs: list[Any] = []
+        self.calls: list[tuple] = []
+        hooks = [
+            model.masking.register_forward_hook(lambda m, args, out: masks.append(out)),
+            model.backbone.register_forward_hook(lambda m, args, out: outputs.append(out)),
+            model.loss_module.register_forward_hook(lambda m, args, o: self.calls.append(args)),
+        ]
+        try:
+            self.losses = model.loss(inputs, samples)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        (self.mask,) = masks
+        self.output = outputs[0]
+
+
+def mask_exact(label: str, photos: Path, masking: dict = LEARNED) -> bool:
+    model, inputs, samples = build(label, photos, masking=masking)
+    images = inputs if isinstance(inputs, Tensor) else inputs[0]
+    images.requires_grad_()
+    seen = Watched(model, inputs, samples)
+    features = seen.output
+    if label == "iTPN (pixel)":
+        features = features[0][-1]
+    elif label == "iTPN (clip)":
+        features = features[-1]  # the other levels are made before the mask
+    elif not isinstance(features, Tensor):
+        features = features[0]
+    rows = len(seen.mask.mask)  # MixMIM has one mask, made for its first image
+    # Weighted at random: the sum of normalised features has no gradient at all.
+    total = (features[:rows] * torch.randn_like(features[:rows])).sum()
+    (gradient,) = torch.autograd.grad(total, images)
+    h, w = seen.mask.grid
+    patch = (images.shape[2] // h, images.shape[3] // w)
+    strongest = F.max_pool2d(gradient[:rows].abs().amax(1, keepdim=True), patch)
+    return torch.equal((strongest.flatten(1) == 0).float(), seen.mask.mask)
+
+
+def slow_patch_error(model: Any, calls: list[tuple], patch_mask: PatchMask) -> Tensor:
+    """The head's own loss module on one masked patch after the other; 0 at visible ones."""
+    error = torch.zeros_like(patch_mask.mask)
+    (h, w), loss = patch_mask.grid, model.loss_module
+    for pred, target, *rest in calls:
+        row = 0
+        for image, masked in enumerate(patch_mask.mask):
+            for rank, patch in enumerate(masked.nonzero().flatten().tolist()):
+                if len(rest) == 2:  # CAE: also the latents, image by image
+                    here = slice(row, row + 1), (image, slice(rank, rank + 1))
+                    value = sum(loss(pred[here[0]], target[here[0]], *(x[here[1]] for x in rest)))
+                elif pred.dim() == 4:
+                    height, width = pred.shape[2] // h, pred.shape[3] // w
+                    top, left = patch // w * height, patch % w * width
+                    here = (image, slice(None), slice(top, top + height), slice(left, left + width))
+                    value = loss(pred[here][None], target[here][None])
+                elif pred.dim() == 3:
+                    token = patch - patch_mask.num_patches  # a class token may come first
+                    value = loss(pred[image, token][None, None], target[image, token][None, None])
+                else:
+                    value = loss(pred[row : row + 1], target[row : row + 1])
+                error[image, patch] += value
+                row += 1
+    return error
+
+
+@torch.no_grad()
+def error_exact(label: str, photos: Path, masking: dict = LEARNED) -> bool:
+    model, inputs, samples = build(label, photos, masking=masking)
+    seen = Watched(model, inputs, samples)
+    mask = seen.mask.mask
+    error = model.patch_error(seen.mask, seen.calls) * mask
+    if not torch.allclose(error, slow_patch_error(model, seen.calls, seen.mask), rtol=1e-4):
+        return False
+    if label in ("MILAN", "MixMIM"):  # their own loss is over visible patches too
+        return True
+    return torch.allclose(error.sum() / mask.sum(), seen.losses["reconstruction"], rtol=1e-5)
+
+
+def gradient_up(label: str, photos: Path, masking: dict = LEARNED) -> bool:
+    """The network's gradient is -lambda times that of sum(advantage * soft mask), written anew."""
+    model, inputs, samples = build(label, photos, masking=masking)
+    seen = Watched(model, inputs, samples)
+    network = list(model.masking.network.parameters())
+    model.parse_losses(seen.losses)[0].backward()
+    got = torch.cat([p.grad.flatten() for p in network])
+
+    mask = seen.mask.mask
+    images = (inputs if isinstance(inputs, Tensor) else inputs[0])[: len(mask)]
+    scores = pool_scores(model.masking.network(images), seen.mask.grid)
+    logits = standardise_logits(to_logits(scores), 1.0)
+    soft = torch.sigmoid(logits - torch.logit(seen.mask.threshold)[:, None])
+    error = model.patch_error(seen.mask, seen.calls).detach()
+    masked = mask.sum(1, keepdim=True)
+    advantage = mask * (error - (error * mask).sum(1, keepdim=True) / masked) / masked
+    ascent = torch.autograd.grad((advantage * soft).sum(1).mean(), network)
+    expected = -model.masking.loss.lambda_adv * torch.cat([g.flatten() for g in ascent])
+    return bool(got.any()) and torch.allclose(
+        got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+    )
+
+
+def none_identical(label: str, photos: Path) -> bool:
+    results = []
+    for ours in (True, False):
+        model, inputs, samples = build(label, photos, ours=ours)
+        set_random_seed(3)
+        losses = model.loss(inputs, samples)
+        model.parse_losses(losses)[0].backward()
+        results.append((losses, {n: p.grad for n, p in model.named_parameters()}))
+    for got, expected in zip(*results, strict=True):
+        if got.keys() != expected.keys():
+            return False
+        for name, value in expected.items():
+            same = value is got[name] if value is None else torch.equal(got[name], value)
+            if not same:
+                return False
+    return True
+
+
+def trains(label: str, photos: Path, masking: dict = LEARNED) -> bool:
+    cfg = small_config(label, photos, masking=masking)
+    with tempfile.TemporaryDirectory() as work_dir:
+        cfg.work_dir = work_dir
+        cfg.experiment_name = Path(work_dir).name  # mmengine keeps loggers by name
+        runner = Runner.from_cfg(cfg)
+        network = runner.model.masking.network
+        runner.model.init_weights()
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        runner.model.init_weights = lambda: None  # the Runner would do it again
+        runner.train()
+    losses, _ = runner.message_hub.get_scalar("train/loss").data
+    moved = all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    return (
+        len(losses) == len(runner.train_dataloader)
+        and bool(torch.isfinite(torch.tensor(losses)).all())
+        and moved
+    )
+
+
+CHECKS = {
+    "trains": trains,
+    "mask exact": mask_exact,
+    "error exact": error_exact,
+    "gradient up": gradient_up,
+    "None identical": none_identical,
+}
+
+
+def support(label: str, photos: Path) -> dict[str, str]:
+    """What the code says about a method."""
+    model, _, _ = build(label, photos, masking=LEARNED)
+    defaults = model.masking_defaults()
+    kinds = {"CrossEntropyLoss": "visual tokens", "CAELoss": "visual tokens, features"}
+    target = kinds.get(type(model.loss_module).__name__, "features")
+    return {
+        "predicts": "pixels" if model.predicts_pixels() else target,
+        "counts": "free" if model.takes_free_counts() else "equal",
+        # The error of each patch always; with gate=True also through the visible tokens.
+        "gradient path": "error, or error and tokens" if model.takes_gate() else "error",
+        "patch": f"{model.patch_size[0]}",
+        "ratio": f"{defaults['mask_ratio']:.3g}",
+    }
+
+
+def stack() -> str:
+    """``upstream`` or ``forks``, with mmpretrain's version."""
+    try:
+        return f"upstream {version('mmpretrain')}"
+    except PackageNotFoundError:
+        return f"forks {version('onedl-mmpretrain')}"
+
+
+def check(label: str, photos: Path) -> dict[str, str]:
+    """A row of the matrix; a check that raises has failed, and says why on stderr."""
+    row = {"stack": stack(), "torch": version("torch"), "method": label}
+    for name, passes in CHECKS.items():
+        try:
+            row[name] = "yes" if passes(label, photos) else "NO"
+        except Exception:
+            traceback.print_exc()
+            row[name] = "NO"
+    return row | support(label, photos)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Markdown, a row per method; a check's cell holds one answer per stack."""
+    stacks = sorted({row["stack"] for row in rows}, reverse=True)
+    lines = [
+        "# Methods of mmpretrain",
+        "",
+        "Made by `make methods`; what each column means is in `tests/methods/matrix.py`.",
+        "",
+        *(f"- {name}, torch {next(r['torch'] for r in rows if r['stack'] == name)}"
+          for name in stacks),
+        "",
+        f"Checks: {' / '.join(name.split()[0] for name in stacks)}.",
+        "",
+    ]  # fmt: skip
+    head = ["method", *CHECKS, *SUPPORT]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for label in SMALL:
+        mine = {row["stack"]: row for row in rows if row["method"] == label}
+        checks = [" / ".join(mine[s][c] if s in mine else "-" for s in stacks) for c in CHECKS]
+        facts = next(iter(mine.values()))
+        lines.append("| " + " | ".join([label, *checks, *(facts[k] for k in SUPPORT)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", action="append", choices=list(SMALL), help="only these")
+    args = parser.parse_args()
+    MMLogger.get_instance("methods", log_level="ERROR")
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), train_crops=2, val_crops=1)
+        for label in args.method or SMALL:
+            row = check(label, Path(folder))
+            print("  ".join(f"{key}: {value}" for key, value in row.items()), flush=True)
+            rows.append(row)
+    if not args.method:
+        path = RESULTS / "methods.csv"
+        if path.exists():
+            with path.open() as file:
+                kind = stack().split()[0]
+                rows += [r for r in csv.DictReader(file) if r["stack"].split()[0] != kind]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        (RESULTS / "methods.md").write_text(table(rows))
+        print(table(rows))
+    return int(any(row[name] != "yes" for row in rows for name in CHECKS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

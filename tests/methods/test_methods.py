@@ -1,0 +1,206 @@
+"""Every method of mmpretrain under a strategy: its stock recipe, smaller, on real photographs."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
+
+from mmengine.runner import set_random_seed
+from mmpretrain.models import selfsup
+
+from amn_masking.adapters.mmpretrain import METHODS
+from amn_masking.losses import CombinedAdversarialLoss
+from tests.methods.matrix import (
+    CHECKS,
+    LEARNED,
+    RESULTS,
+    SUPPORT,
+    build,
+    error_exact,
+    mask_exact,
+    support,
+    table,
+)
+from tests.methods.small_methods import SMALL
+
+FREE = LEARNED | dict(threshold=dict(type="mean"), standardise=False)
+RANDOM = ("MAE", "MAE (HiViT)", "MFF", "EVA", "iTPN (pixel)", "SparK")
+EQUAL = ("MAE (HiViT)", "MILAN", "CAE", "iTPN (pixel)")
+
+
+def step(model, inputs, samples):
+    set_random_seed(3)
+    losses = model.loss(inputs, samples)
+    model.parse_losses(losses)[0].backward()
+    return losses
+
+
+def test_every_method_has_a_row():
+    ours = {file.split("/")[0] for file, _, _ in SMALL.values()}
+    assert {"beit", "beitv2", "simmim", "mixmim", "spark"} < ours
+    assert len(METHODS) == 11
+    assert all(issubclass(cls, getattr(selfsup, name)) for name, cls in METHODS.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", SMALL)
+@pytest.mark.parametrize("check", CHECKS)
+def test_matrix(label, check, photos):
+    """One cell of docs/results/methods.md; see tests/methods/matrix.py."""
+    assert CHECKS[check](label, photos)
+
+
+@pytest.mark.parametrize("label", RANDOM)
+def test_random_masking_is_the_stock_method_where_that_masks_at_random(label, photos):
+    stock, inputs, samples = build(label, photos, ours=False)
+    expected = step(stock, inputs, samples)
+    ours, inputs, samples = build(label, photos, masking=dict(type="RandomMasking"))
+    losses = step(ours, inputs, samples)
+    assert torch.equal(losses["loss"], expected["loss"])
+    for (name, p), q in zip(stock.named_parameters(), ours.parameters(), strict=True):
+        assert p.grad is None or torch.equal(p.grad, q.grad), name
+
+
+@pytest.mark.parametrize("label", [label for label in SMALL if label not in EQUAL])
+def test_counts_may_differ_where_the_table_says_so(label, photos):
+    assert mask_exact(label, photos, masking=FREE)
+    assert error_exact(label, photos, masking=FREE)
+    model, inputs, samples = build(label, photos, masking=FREE)
+    losses = step(model, inputs, samples)
+    assert label == "MixMIM" or losses["mask_ratio_min"] < losses["mask_ratio_max"]
+
+
+@pytest.mark.parametrize("label", EQUAL)
+def test_free_counts_are_refused_where_the_table_says_so(label, photos):
+    with pytest.raises(ValueError, match=r"needs the same number of visible patches.*'quantile'"):
+        build(label, photos, masking=FREE)
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_the_gate_adds_a_gradient_or_is_refused(label, photos):
+    gated = LEARNED | dict(gate=True)
+    if label not in ("MAE", "MFF", "EVA", "MILAN"):
+        with pytest.raises(ValueError, match="leave out gate=True"):
+            build(label, photos, masking=gated)
+        return
+    gradients = []
+    for masking in (LEARNED, gated):
+        model, inputs, samples = build(label, photos, masking=masking)
+        step(model, inputs, samples)
+        gradients.append(model.masking.network.layers[0].weight.grad)
+    assert not torch.allclose(*gradients, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("label", ["MAE", "MFF", "SimMIM", "iTPN (pixel)", "SparK", "MixMIM"])
+def test_what_predicts_pixels_can_show_them(label, photos):
+    model, inputs, _ = build(label, photos, masking=LEARNED)
+    patch_mask, images = model.eval().reconstruct(inputs)
+    assert images.shape == inputs.shape
+    assert len(patch_mask.mask) == (1 if label == "MixMIM" else len(inputs))
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize("label", ["BEiT v1", "CAE", "MILAN", "MaskFeat", "iTPN (clip)"])
+def test_what_does_not_predict_pixels_shows_its_mask_alone(label, photos):
+    model, inputs, _ = build(label, photos, masking=LEARNED)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    patch_mask, images = model.eval().reconstruct(inputs)
+    assert images is None
+    assert patch_mask.mask.mean() == 0.5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("label", ["MAE", "SimMIM", "MFF", "iTPN (pixel)", "SparK"])
+def test_a_combined_loss_in_the_head_equals_one_in_the_strategy(label, photos):
+    model, inputs, samples = build(label, photos, masking=LEARNED)
+    expected = step(model, inputs, samples)
+    model, inputs, samples = build(label, photos, masking=LEARNED)
+    stock = model.loss_module
+    combined = CombinedAdversarialLoss(model.masking.loss.criterion, channel=stock.channel)
+    if label == "SparK":
+        model.head.loss = combined
+    else:
+        model.head.loss_module = combined
+    losses = step(model, inputs, samples)
+    for key in ("loss", "reconstruction", "adversarial"):
+        assert torch.allclose(losses[key], expected[key], rtol=1e-5), key
+
+
+def test_cae_takes_any_ratio(photos):
+    """Its neck counts on 75 masked patches."""
+    for ratio in (0.25, 0.75):
+        masking = dict(type="RandomMasking", mask_ratio=ratio)
+        model, inputs, samples = build("CAE", photos, masking=masking)
+        number = model.neck.mask_token_num
+        assert step(model, inputs, samples)["mask_ratio"] == ratio
+        assert model.neck.mask_token_num == number
+
+
+def test_simmim_takes_patches_of_whole_tokens(photos):
+    masking = LEARNED | dict(patch_size=16)
+    assert mask_exact("SimMIM", photos, masking=masking)
+    assert error_exact("SimMIM", photos, masking=masking)
+    with pytest.raises(ValueError, match="use a multiple of 4"):
+        build("SimMIM", photos, masking=LEARNED | dict(patch_size=6))
+
+
+def test_the_batch_s_own_samples_stay_as_they_came(photos):
+    model, inputs, samples = build("SimMIM", photos, masking=LEARNED)
+    before = [sample.mask.clone() for sample in samples]
+    step(model, inputs, samples)
+    assert all(torch.equal(a, b.mask) for a, b in zip(before, samples, strict=True))
+
+
+def test_a_pipeline_needs_no_mask_generator(photos):
+    model, inputs, samples = build("BEiT v1", photos, masking=LEARNED)
+    for sample in samples:
+        del sample.mask
+    assert torch.isfinite(step(model, inputs, samples)["loss"])
+
+
+@pytest.mark.parametrize("label", ["MixMIM", "EVA"])
+def test_a_combined_loss_that_the_head_cannot_use_is_refused(label, photos, monkeypatch):
+    file, pixels, changes = SMALL[label]
+    head = dict(head=dict(loss=dict(_delete_=True, type="CombinedAdversarialLoss")))
+    monkeypatch.setitem(SMALL, label, (file, pixels, changes | head))
+    with pytest.raises(ValueError, match=r"masking=dict\(loss=dict\(lambda_adv=...\)\)"):
+        build(label, photos, masking=LEARNED)
+
+
+def test_an_unknown_loss_is_refused(photos, monkeypatch):
+    file, pixels, changes = SMALL["EVA"]
+    head = dict(head=dict(loss=dict(_delete_=True, type="SeesawLoss", num_classes=3)))
+    monkeypatch.setitem(SMALL, "EVA", (file, pixels, changes | head))
+    with pytest.raises(ValueError, match=r"knows how to get it.*the head of EVA has SeesawLoss"):
+        build("EVA", photos, masking=LEARNED)
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_the_committed_table_says_what_the_code_says(label, photos):
+    with (RESULTS / "methods.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert (RESULTS / "methods.md").read_text() == table(rows)
+    mine = [row for row in rows if row["method"] == label]
+    assert {row["stack"].split()[0] for row in mine} == {"upstream", "forks"}
+    facts = support(label, photos)
+    for row in mine:
+        assert {key: row[key] for key in SUPPORT} == facts
+        assert all(row[check] == "yes" for check in CHECKS)
+
+
+def test_the_table_is_of_both_stacks():
+    cells = dict.fromkeys(CHECKS, "yes") | dict.fromkeys(SUPPORT, "x")
+    rows = [
+        dict(stack=stack, torch="9", method=label, **cells)
+        for label in SMALL
+        for stack in ("upstream 1", "forks 2")
+    ]
+    rows[1]["trains"] = "NO"
+    lines = table(rows).splitlines()
+    (mae,) = [line for line in lines if line.startswith("| MAE |")]
+    assert mae.startswith("| MAE | yes / NO | yes / yes |")
+    assert sum(line.startswith("| ") for line in lines) == 15

@@ -1,0 +1,145 @@
+"""Laws of the adversarial strategy, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amn_masking import AdversarialMasking
+from tests.helpers.pictures import images_of
+
+
+def test_larger_scores_are_masked_first_in_eval():
+    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4).eval()
+    patch_mask = masking(images_of((6, 6)))
+    scores, mask = patch_mask.patch_scores, patch_mask.mask.bool()
+    for row in range(2):
+        assert scores[row][mask[row]].min() > scores[row][~mask[row]].max()
+        above = patch_mask.scores[row] > patch_mask.threshold[row]
+        assert torch.equal(above, mask[row])
+
+
+def test_patches_are_scored_where_they_are():
+    """A network that reads brightness masks the bright patches: nothing is transposed."""
+    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4).eval()
+    masking.network.forward = lambda x: torch.sigmoid(x.mean(1, keepdim=True))
+    pictures = torch.zeros(1, 3, 8, 16)
+    bright = torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]])
+    pictures += bright.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert torch.equal(masking(pictures).mask.reshape(2, 4), bright)
+
+
+def test_free_counts_follow_the_mean_threshold():
+    masking = AdversarialMasking(
+        patch_size=4, threshold=dict(type="mean", ratio_range=(0.1, 0.9)), standardise=False
+    ).eval()
+    assert masking.free_counts
+    patch_mask = masking(images_of((6, 6), batch=4))
+    scores = patch_mask.patch_scores
+    assert torch.equal(patch_mask.mask.bool(), scores > scores.mean(1, keepdim=True))
+
+
+def test_constant_images_get_random_masks_not_the_first_patches():
+    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4, network=dict(num_layers=1)).eval()
+    for layer in masking.network.layers:
+        nn_init_zero(layer)
+    frequency = masking(torch.zeros(2000, 3, 8, 8)).mask.mean(0)
+    assert (frequency - 0.5).abs().max() < 4 * 0.5 / 2000**0.5
+
+
+def nn_init_zero(layer):
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+
+
+def test_masks_are_made_in_float32_under_autocast():
+    masking, pictures = AdversarialMasking(mask_ratio=0.5, patch_size=4).eval(), images_of((6, 6))
+    plain = masking(pictures)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = masking(pictures)
+    assert cast.logits.dtype == torch.float32
+    assert torch.equal(cast.logits, plain.logits)
+    half = masking.bfloat16()(pictures.bfloat16())
+    assert half.mask.dtype == torch.float32
+    assert (half.mask.sum(1) == 18).all()
+
+
+def test_nothing_with_a_graph_stays_on_the_module():
+    import copy
+
+    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4)
+    masking(images_of((6, 6)))
+    copy.deepcopy(masking)
+    for module in masking.modules():
+        for value in vars(module).values():
+            assert not (isinstance(value, torch.Tensor) and value.grad_fn is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(threshold=dict(type="median")), ValueError, "unknown threshold type 'median'.*mean"),
+        (dict(threshold="mean"), TypeError, r"threshold=dict\(type='quantile', ...\), got 'mean'"),
+        (dict(estimator="gumbel"), TypeError, "estimator expected a dict"),
+        (dict(network="small"), TypeError, "network expected a dict"),
+        (dict(mask_ratio=7, threshold=dict(type="mean")), ValueError, r"must lie in \(0, 1\)"),
+        (dict(temperature=float("nan")), ValueError, "temperature must be positive"),
+        (dict(threshold=dict(type="mean", ratio_range=0.5)), ValueError, "expected two numbers"),
+        (dict(patch_size=16.0), ValueError, "positive integers, got 16.0"),
+        (dict(gate=True, estimator=dict(type="ranking")), ValueError, "or leave the gate out"),
+        (dict(gate=True, estimator=dict(type="score_function")), ValueError, "has none there"),
+        (
+            dict(
+                random_share=0.1,
+                estimator=dict(type="score_function"),
+                threshold=dict(type="mean"),
+            ),
+            ValueError,
+            "expected random_share=0",
+        ),
+        (dict(threshold=dict(scale=2)), ValueError, r"expected threshold=dict\(type="),
+        (dict(estimator=dict(type="reinforce")), ValueError, "unknown estimator type 'reinforce'"),
+        (dict(estimator=dict(type="straight_through", T=1)), TypeError, "does not take T"),
+        (dict(network=dict(depth=3)), TypeError, "does not take depth; it takes in_channels"),
+        (dict(loss=dict(type="MSE")), ValueError, "unknown loss type 'MSE'"),
+        (dict(mask_ratio=1.0), ValueError, r"must lie in \(0, 1\), got 1.0"),
+        (dict(mask_ratio=0), ValueError, r"must lie in \(0, 1\), got 0"),
+        (dict(patch_size=0), ValueError, "patch_size must be one or two positive"),
+        (dict(strength=2), ValueError, r"strength must lie in \[-1, 1\], got 2"),
+        (dict(strength=dict(type="cosine")), ValueError, "unknown schedule type 'cosine'"),
+        (dict(strength="strong"), TypeError, "strength must be a number or"),
+        (dict(random_share=-0.1), ValueError, r"random_share must lie in \[0, 1\]"),
+        (dict(temperature=0), ValueError, "temperature must be positive"),
+        (dict(estimator=dict(type="straight_through", temperature=0)), ValueError, "temperature"),
+        (dict(estimator=dict(type="straight_through", noise=-1)), ValueError, "noise"),
+        (
+            dict(strength=dict(type="linear", start=0, end=1, begin=0.6, until=0.5)),
+            ValueError,
+            "begin <= until",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        AdversarialMasking(**options)
+
+
+def test_wrong_channels_are_refused():
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got \(1, 1, 8, 8\)"):
+        AdversarialMasking(mask_ratio=0.5, patch_size=4)(torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(bad):
+    masking, pictures = AdversarialMasking(mask_ratio=0.5, patch_size=4), images_of((4, 4))
+    pictures[1, 0, 3, 3] = bad
+    with pytest.raises(ValueError, match=r"scores are not finite.*images.*weights"):
+        masking(pictures)
+
+
+def test_a_config_s_scope_mark_is_ignored():
+    masking = AdversarialMasking(
+        threshold=dict(type="quantile", _scope_="mmpretrain"),
+        strength=dict(type="linear", start=0, end=1, _scope_="mmpretrain"),
+    )
+    assert masking.strength == 0

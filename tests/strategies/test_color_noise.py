@@ -1,0 +1,54 @@
+"""Masks of filtered noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from amn_masking.strategies import (
+    ColorNoiseMasking,
+)
+from tests.helpers.draws import generator
+from tests.helpers.pictures import SIDE, images_of
+
+
+def spectrum(strategy, grid=(32, 32), batch=400):
+    """Mean power of the noise at each radial frequency, in cycles per patch."""
+    field = strategy.keys(images_of(grid, batch), 1, generator(0)).reshape(batch, *grid)
+    field = field - field.mean((1, 2), keepdim=True)
+    power = torch.fft.fft2(field).abs().square().mean(0)
+    rows, columns = torch.fft.fftfreq(grid[0]), torch.fft.fftfreq(grid[1])
+    radius = (rows[:, None] ** 2 + columns[None, :] ** 2).sqrt()
+    return [power[(radius >= low) & (radius < low + 0.1)].mean().item() for low in (0.0, 0.2, 0.4)]
+
+
+def test_each_colour_has_its_band():
+    low, middle, high = spectrum(ColorNoiseMasking(0.5, SIDE, "red"))
+    assert low > 5 * middle > 25 * high
+    low, middle, high = spectrum(ColorNoiseMasking(0.5, SIDE, "blue"))
+    assert 5 * low < middle < high
+    low, middle, high = spectrum(ColorNoiseMasking(0.5, SIDE, "green"))
+    assert middle > 2 * low
+    assert middle > 2 * high
+    low, middle, high = spectrum(ColorNoiseMasking(0.5, SIDE, "purple"))
+    assert middle < 0.7 * low
+    assert middle < 0.7 * high
+
+
+def test_the_filter_is_a_difference_of_gaussians():
+    """Beside a convolution by hand, in the middle of a field where no edge is near."""
+    strategy = ColorNoiseMasking(0.5, SIDE, "green", low=1.5, high=3.0)
+    images = images_of((24, 24), 2)
+    noise = strategy.keys(images, 1, generator(4)).reshape(2, 24, 24)
+    white = torch.randn(2, 48, 48, generator=generator(4))
+    offsets = torch.arange(-12, 13).float()
+
+    def blurred(width):
+        # What a Gaussian is in frequencies, it is in space, sampled.
+        kernel = torch.exp(-(offsets**2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
+        plane = torch.nn.functional.conv2d(white[:, None], (kernel[:, None] * kernel)[None, None])
+        return plane[:, 0]  # starts at (12, 12)
+
+    expected = blurred(1.5) - blurred(3.0)
+    assert torch.allclose(noise[:, 12:, 12:], expected[:, :12, :12], atol=1e-3)
