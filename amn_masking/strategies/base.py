@@ -50,6 +50,7 @@ class MaskingStrategy(nn.Module):
         free_counts: whether images of one batch may mask different numbers of patches.
         gate: whether visible tokens carry a gradient to the masking network.
         loss: weighs what the strategy adds to a codebase's own loss; None if it learns nothing.
+        own_loss: whether the user set these weights, so that no other loss may add the terms.
         schedules: each number that may move, by name.
 
     Raises:
@@ -58,6 +59,7 @@ class MaskingStrategy(nn.Module):
 
     free_counts: bool = False
     gate: bool = False
+    own_loss: bool = False
     loss: CombinedAdversarialLoss | None
     mask_ratio = MaskRatio()
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 def test_shipped_configs_pair_ratio_and_strength_as_they_say(name):
     cfg = Config.fromfile(ROOT / f"configs/mmpretrain/{name}.py")
     model = MMPRETRAIN_MODELS.build(cfg.model)
-    assert model.masking.threshold.mask_ratio == 0.25
+    assert model.masking.mask_ratio == 0.25
     schedule = model.masking.strength_schedule
     assert (schedule.start, schedule.end) == (1.0, 1.0)
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.masking.decay_mult == 0.0

@@ -2,16 +2,15 @@
 
 Importing this module registers the methods under the ``amn_masking`` scope (``type=
 'amn_masking.MAE'``), and strategies, loss and hook both there and, unprefixed, in mmpretrain's
-own registry, because dicts that a ``mmpretrain::`` base brings in are looked up there.
+own registry, because dicts that a ``mmpretrain::`` base brings in are looked up there. Nothing
+else of the process is changed until a model with ``masking=`` is built; see :mod:`.runner`.
 """
 
 from __future__ import annotations
 
 try:
-    from mmengine.registry import FUNCTIONS
     from mmpretrain.registry import HOOKS as MMPRETRAIN_HOOKS
     from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
-    from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
 except ImportError as error:
     raise ImportError(
         "the mmpretrain adapter expected mmengine, mmcv and mmpretrain, but one cannot be imported "
@@ -34,16 +33,10 @@ from amn_masking.adapters.mmpretrain.methods import (
     SparK,
     iTPN,
 )
-from amn_masking.adapters.mmpretrain.runner.clipping import MaskingOptimWrapperConstructor
-from amn_masking.adapters.mmpretrain.runner.collate import (
-    default_collate_any_scope,
-    pseudo_collate_any_scope,
-)
 from amn_masking.adapters.mmpretrain.runner.meters_hook import MaskingMetersHook
 from amn_masking.adapters.mmpretrain.runner.model_index import register_models
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import MaskingPicturesHook
 from amn_masking.adapters.mmpretrain.runner.random_state import RandomStateHook
-from amn_masking.adapters.mmpretrain.runner.resume import install as install_safe_resume
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.registry import HOOKS, MODELS
 
@@ -66,8 +59,6 @@ __all__ = [
     "iTPN",
 ]
 
-FUNCTIONS.register_module(name="default_collate", module=default_collate_any_scope, force=True)
-FUNCTIONS.register_module(name="pseudo_collate", module=pseudo_collate_any_scope, force=True)
 register_models()
 for method in METHODS.values():
     MODELS.register_module(module=method)
@@ -78,7 +69,3 @@ for part in (*STRATEGIES, CombinedAdversarialLoss):
 for hook in (MaskingPicturesHook, MaskingMetersHook, RandomStateHook):
     HOOKS.register_module(module=hook)
     MMPRETRAIN_HOOKS.register_module(module=hook)
-install_safe_resume()
-OPTIM_WRAPPER_CONSTRUCTORS.register_module(
-    name="DefaultOptimWrapperConstructor", module=MaskingOptimWrapperConstructor
-)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
-from torch import nn
+from torch import Tensor, nn
 
 from amn_masking.adapters.mmpretrain.patch_error import KNOWN_LOSSES
 from amn_masking.losses import CombinedAdversarialLoss
+from amn_masking.mask import PatchMask
 from amn_masking.strategies import MaskingStrategy
 
 
 class MaskableMethod(BaseSelfSupervisor):
-    """The part of :class:`MaskingMixin` that asks what the method is and refuses what cannot be.
+    """The part of :class:`MaskedMethod` that asks what the method is and refuses what cannot be.
 
     Attributes:
         backbones: the backbones that the method can be masked with.
+        mask_ratio: share of masked patches where neither the strategy nor the backbone says.
     """
 
+    mask_ratio: float = 0.75
     backbones: tuple[type[nn.Module], ...] = (nn.Module,)
 
     def check_method(self) -> None:
@@ -56,16 +59,20 @@ class MaskableMethod(BaseSelfSupervisor):
         """
         name = f"{type(self).__name__} with {type(self.backbone).__name__}"
         self.check_patch_size(masking.patch_size)
-        if masking.free_counts and not self.takes_free_counts():
+        masking.require(
+            name,
+            equal_counts=""
+            if self.takes_free_counts()
+            else "needs the same number of visible patches in every image",
+            no_gate=""
+            if self.takes_gate()
+            else "takes its mask as ids or as a plain tensor, through which no gradient flows",
+        )
+        if masking.own_loss and isinstance(self.loss_module, CombinedAdversarialLoss):
             raise ValueError(
-                f"{name} needs the same number of visible patches in every image, but "
-                f"{type(masking).__name__} leaves the count free; use "
-                "threshold=dict(type='quantile')"
-            )
-        if getattr(masking, "gate", False) and not self.takes_gate():
-            raise ValueError(
-                f"{name} takes its mask as ids or as a plain tensor, through which no gradient "
-                "flows; leave out gate=True"
+                "masking.loss and the head's CombinedAdversarialLoss both have a lambda_adv, of "
+                "which the head's would count; leave loss out of masking, or give the head the "
+                "method's own loss"
             )
         loss = self.adversarial_loss(masking)
         if loss is not None and loss is not self.loss_module and loss.reconstruct != "masked":
@@ -87,6 +94,28 @@ class MaskableMethod(BaseSelfSupervisor):
                 f"of {self.patch_size} pixels; leave patch_size out to take the method's own"
             )
 
+    def check_grid(self, patch_mask: PatchMask, images: Tensor) -> None:
+        """Refuse images that do not fit the model's size, before the forward pass.
+
+        Raises:
+            ValueError: with image size, grid and expected number of patches.
+        """
+        found = patch_mask.num_patches
+        position = getattr(self.backbone, "pos_embed", None)
+        neck = getattr(self, "neck", None)
+        parts = {"neck.num_patches": getattr(neck, "num_patches", None)}
+        if isinstance(position, Tensor):
+            prefix = getattr(self.backbone, "num_extra_tokens", 0)
+            parts["backbone.img_size"] = position.shape[1] - prefix
+        for name, expected in parts.items():
+            if expected is not None and expected != found:
+                raise ValueError(
+                    f"images of {images.shape[2]} x {images.shape[3]} pixels have "
+                    f"{patch_mask.grid[0]} x {patch_mask.grid[1]} = {found} patches, but {name} of "
+                    f"{type(self).__name__} is for {expected}; set {name} to the size of the "
+                    "images, or resize them"
+                )
+
     def takes_free_counts(self) -> bool:
         """Whether images of a batch may mask different numbers of patches."""
         return False
@@ -98,6 +127,10 @@ class MaskableMethod(BaseSelfSupervisor):
     def predicts_pixels(self) -> bool:
         """Whether pictures can show the prediction, and the head's loss may be a combined one."""
         return False
+
+    def own_mask_ratio(self) -> float:
+        """Share of masked patches where the strategy does not say: the backbone's, or ``mask_ratio``."""
+        return getattr(self.backbone, "mask_ratio", self.mask_ratio)
 
     @property
     def patch_size(self) -> tuple[int, int]:

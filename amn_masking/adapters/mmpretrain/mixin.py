@@ -18,17 +18,17 @@ from amn_masking.adapters.mmpretrain.model_signals import bind
 from amn_masking.adapters.mmpretrain.patch_error import patch_error
 from amn_masking.adapters.mmpretrain.progress import RunnerProgress
 from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
+from amn_masking.adapters.mmpretrain.runner import install
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
-from amn_masking.meters import mask_statistics, masked_mean
-from amn_masking.patches import patchify, unpatchify
+from amn_masking.meters import mask_statistics
+from amn_masking.patches import patch_statistics, patchify, unpatchify
 from amn_masking.strategies import MaskingStrategy
-from amn_masking.thresholds import Difficulty
 
 EXPECTED = "'AdversarialMasking', 'RandomMasking' or another strategy"
 
 
-class MaskingMixin(MaskableMethod):
+class MaskedMethod(MaskableMethod):
     """Gives a method of mmpretrain the argument ``masking``.
 
     The method's own ``loss`` runs unchanged. Around it the strategy makes the mask, the method is
@@ -38,20 +38,21 @@ class MaskingMixin(MaskableMethod):
 
     Args:
         masking: a strategy or its config; None leaves the method as it is, bit for bit.
-
-    Attributes:
-        mask_ratio: share of masked patches where neither the strategy nor the backbone says.
     """
-
-    mask_ratio: float = 0.75
 
     def __init__(
         self, *args: Any, masking: Mapping[str, Any] | MaskingStrategy | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        # Any: a MaskingStrategy, or None.
-        self.masking: Any = None if masking is None else self.build_masking(masking)
         self.progress = RunnerProgress()
+        # Strategies without a ratio of their own, which follow the method's.
+        self.followers: list[MaskingStrategy] = []
+        # Any: a MaskingStrategy, or None.
+        self.masking: Any = None
+        if masking is not None:
+            self.masking = self.build_masking(masking)
+            self.built_ratio = self.own_mask_ratio()
+            install()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
         """The strategy, with the method's own patch size, channels and mask ratio as defaults.
@@ -62,25 +63,7 @@ class MaskingMixin(MaskableMethod):
         """
         self.check_method()
         if isinstance(masking, Mapping):
-            config = dict(masking)
-            kind = config.get("type")
-            cls = MMPRETRAIN_MODELS.get(kind) if isinstance(kind, str) else kind
-            if cls is None:
-                raise ValueError(
-                    f"masking= expected dict(type=...) with a registered strategy, {EXPECTED}, "
-                    f"got type {kind!r}"
-                )
-            parameters = inspect.signature(cls).parameters
-            if isinstance(config.get("masking"), Mapping):  # a strategy around another one
-                config["masking"] = self.build_masking(config["masking"])
-            for key, value in self.masking_defaults().items():
-                if key in parameters:
-                    given = config.get(key)
-                    if given is None:
-                        config[key] = value
-                    elif isinstance(value, Mapping) and isinstance(given, Mapping):
-                        config[key] = {**value, **given}
-            masking = MMPRETRAIN_MODELS.build(config)
+            masking = self.from_config(dict(masking))
         if not isinstance(masking, MaskingStrategy):
             raise TypeError(
                 f"masking={type(masking).__name__} is not a masking strategy; expected None, "
@@ -88,6 +71,32 @@ class MaskingMixin(MaskableMethod):
             )
         self.check_strategy(masking)
         bind(masking, self)
+        return masking
+
+    def from_config(self, config: dict[str, Any]) -> Any:
+        """The object that ``config`` describes, with the method's own defaults."""
+        kind = config.get("type")
+        cls = MMPRETRAIN_MODELS.get(kind) if isinstance(kind, str) else kind
+        if cls is None:
+            raise ValueError(
+                f"masking= expected dict(type=...) with a registered strategy, {EXPECTED}, "
+                f"got type {kind!r}"
+            )
+        parameters = inspect.signature(cls).parameters
+        if isinstance(config.get("masking"), Mapping):  # a strategy around another one
+            config["masking"] = self.build_masking(config["masking"])
+        for key, value in self.masking_defaults().items():
+            if key in parameters:
+                given = config.get(key)
+                if given is None:
+                    config[key] = value
+                elif isinstance(value, Mapping) and isinstance(given, Mapping):
+                    config[key] = {**value, **given}
+        follows = "mask_ratio" in parameters and config.get("mask_ratio") is None
+        masking = MMPRETRAIN_MODELS.build(config)
+        if follows and isinstance(masking, MaskingStrategy) and masking.mask_ratio is not None:
+            masking.mask_ratio = self.own_mask_ratio()
+            self.followers.append(masking)
         return masking
 
     def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,25 +111,52 @@ class MaskingMixin(MaskableMethod):
             warn_if_ranks_draw_alike()
 
     def masking_defaults(self) -> dict[str, Any]:
-        """What the method itself says about patch size, mask ratio, channels and criterion."""
+        """What the method itself says about patch size, channels and criterion."""
         convolution = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
-        penalty = getattr(self.loss_module, "penalty", None)
-        return {
-            "mask_ratio": getattr(self.backbone, "mask_ratio", self.mask_ratio),
+        defaults: dict[str, Any] = {
             "patch_size": self.patch_size,
             "network": {"in_channels": convolution.in_channels},
-            "loss": {"criterion": "L1" if isinstance(penalty, nn.L1Loss) else "L2"},
         }
+        # A combined loss in the head has the weights; two of them would be one too many.
+        if not isinstance(self.loss_module, CombinedAdversarialLoss):
+            penalty = getattr(self.loss_module, "penalty", None)
+            criterion = "L1" if isinstance(penalty, nn.L1Loss) else "L2"
+            defaults["loss"] = {"criterion": criterion}
+        return defaults
+
+    def follow_ratio(self) -> None:
+        """Mask the share that the method says now, where the strategy was given none.
+
+        A hook may move the backbone's ``mask_ratio`` during training.
+
+        Raises:
+            ValueError: it was moved, but the strategy has a ratio of its own.
+        """
+        ratio = self.own_mask_ratio()
+        if ratio == self.built_ratio:
+            return
+        if not self.followers:
+            raise ValueError(
+                f"the method's own mask_ratio was set from {self.built_ratio:g} to {ratio:g}, but "
+                f"{type(self.masking).__name__} has its own, which counts; set "
+                "model.masking.mask_ratio, or leave mask_ratio out of masking="
+            )
+        self.built_ratio = ratio
+        for strategy in self.followers:
+            strategy.mask_ratio = ratio
 
     def move_schedules(self) -> None:
-        """The strategy's schedules, to where the Runner is; without one they stay."""
+        """The strategy's ratio and schedules, to where the method and the Runner are."""
+        self.follow_ratio()
         progress = self.progress.now()
         if progress is not None:
             self.masking.set_progress(*progress)
 
     def make_mask(self, images: Tensor) -> PatchMask:
         """The strategy's mask of ``(B, C, H, W)`` images."""
-        return self.masking(images)
+        patch_mask = self.masking(images)
+        self.check_grid(patch_mask, images)
+        return patch_mask
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         """Context in which the method uses ``patch_mask`` in place of a mask that it makes."""
@@ -141,16 +177,14 @@ class MaskingMixin(MaskableMethod):
         """
         if self.masking is None:
             return super().loss(inputs, data_samples, **kwargs)
-        images = inputs if isinstance(inputs, Tensor) else inputs[0]
+        images = images_of(inputs)
         self.move_schedules()
         patch_mask = self.make_mask(images)
         losses, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
         self.add_adversarial_terms(losses, patch_mask, calls)
         losses.update(mask_statistics(patch_mask))
-        if hasattr(self.masking, "strength"):
-            losses["strength"] = images.new_full((), self.masking.strength)
-        if isinstance(threshold := getattr(self.masking, "threshold", None), Difficulty):
-            losses["running_gain"] = threshold.running_gain.clone()
+        for name, value in self.masking.log_values().items():
+            losses[name] = torch.as_tensor(value, dtype=torch.float32, device=images.device)
         return losses
 
     def masked_loss(
@@ -176,20 +210,19 @@ class MaskingMixin(MaskableMethod):
         return patch_error(self.loss_module, calls, patch_mask, combined)
 
     @torch.no_grad()
-    def masked_error(
+    def error_under(
         self,
         patch_mask: PatchMask,
         inputs: Tensor | list[Tensor],
         data_samples: list[DataSample],
         **kwargs: Any,
     ) -> Tensor:
-        """The mean error of the batch's masked patches under a given mask: a scalar.
+        """``(B, L)`` error of each patch under a given mask.
 
         By the method's own forward pass, in the mode that the model is in.
         """
         _, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
-        error = self.patch_error(patch_mask, calls)
-        return masked_mean(error, patch_mask.mask.expand_as(error))
+        return self.patch_error(patch_mask, calls)
 
     def add_adversarial_terms(
         self, losses: dict[str, Tensor], patch_mask: PatchMask, calls: list[tuple]
@@ -231,7 +264,7 @@ class MaskingMixin(MaskableMethod):
         """
         if self.masking is None:
             raise ValueError("reconstruct expected a model with masking=dict(type=...), got None")
-        images = inputs if isinstance(inputs, Tensor) else inputs[0]
+        images = images_of(inputs)
         patch_mask = self.make_mask(images)
         if not self.predicts_pixels():
             return patch_mask, None
@@ -240,7 +273,21 @@ class MaskingMixin(MaskableMethod):
         if pred.dim() == 4:
             return patch_mask, pred
         if getattr(self.head, "norm_pix", False):
-            patches = patchify(images, self.patch_size)
-            deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-            pred = pred * deviation + patches.mean(-1, keepdim=True)
+            mean, deviation = patch_statistics(patchify(images, self.patch_size))
+            pred = pred * deviation + mean
         return patch_mask, unpatchify(pred, self.patch_size, patch_mask.grid)
+
+
+def images_of(inputs: Tensor | list[Tensor]) -> Tensor:
+    """``(B, C, H, W)`` images of a batch: itself, or the first of several views.
+
+    Raises:
+        ValueError: a list of single images, as ``pseudo_collate`` makes it.
+    """
+    images = inputs if isinstance(inputs, Tensor) else inputs[0]
+    if images.dim() == 3:
+        raise ValueError(
+            f"expected a batch of images (B, C, H, W), got a list of {tuple(images.shape)}; does "
+            "the dataloader have collate_fn=dict(type='pseudo_collate')? Use 'default_collate'"
+        )
+    return images

@@ -11,9 +11,10 @@ from mmpretrain.models import selfsup
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from amn_masking.counts import count_visible
 from amn_masking.mask import PatchMask
+from amn_masking.noise import uniform
 from amn_masking.strategies import AttentionMasking, MaskingStrategy, OracleMasking
-from amn_masking.thresholds.selection import count_visible
 
 
 def bind(masking: MaskingStrategy, method: Any) -> None:
@@ -70,7 +71,7 @@ def error_at_random(method: Any, oracle: OracleMasking, images: Tensor) -> Tenso
     total = count = torch.zeros(())
     samples = [DataSample() for _ in images]
     for _ in range(math.ceil(oracle.draws / masks)):
-        order = torch.rand(len(images), length, device=images.device).argsort(1)
+        order = uniform((len(images), length), images.device).argsort(1)
         for place in range(1, masks + 1):
             # The last are masked. Where the parts do not come out even, the last takes some of
             # the first again.

@@ -9,8 +9,9 @@ from mmpretrain.models import losses
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amn_masking.losses import CombinedAdversarialLoss, pool_error
+from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
+from amn_masking.patches import pool_to_patches
 
 PIXEL_LOSSES = (losses.PixelReconstructionLoss, CombinedAdversarialLoss)
 KNOWN_LOSSES = (
@@ -71,7 +72,7 @@ def on_patches(error: Tensor, patch_mask: PatchMask) -> Tensor:
     ``(number of masked patches,)`` image by image in the order of the patches.
     """
     if error.dim() == 4:
-        return pool_error(error, patch_mask.grid)
+        return pool_to_patches(error, patch_mask.grid, "an error")
     if error.dim() == 1:
         mask = patch_mask.mask
         return torch.zeros_like(mask).masked_scatter(mask.bool(), error.to(mask.dtype))

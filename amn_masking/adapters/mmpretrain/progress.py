@@ -13,7 +13,7 @@ from mmengine.logging import MessageHub
 class Progress(NamedTuple):
     """How far a Runner is: what schedules count by."""
 
-    share: float
+    progress: float
     iteration: int
     epoch: float | None  # in fractions; None where the loop has no epochs
 
@@ -53,9 +53,9 @@ class RunnerProgress:
         if hub.instance_name != self.run or iteration == self.stale or not max_iters:
             return None
         self.stale = None  # of this run from here on
-        share = min(1.0, iteration / max_iters)
+        done = min(1.0, iteration / max_iters)
         max_epochs = hub.get_info("max_epochs", 1)
         # An IterBasedTrainLoop says that it has one epoch, "for compatibility".
         if max_epochs == 1 and counts_iterations(hub.get_info("cfg", "")):
-            return Progress(share, iteration, None)
-        return Progress(share, iteration, iteration * max_epochs / max_iters)
+            return Progress(done, iteration, None)
+        return Progress(done, iteration, iteration * max_epochs / max_iters)

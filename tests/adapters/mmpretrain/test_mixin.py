@@ -181,11 +181,11 @@ def test_the_method_s_own_settings_are_the_defaults():
     masking = build(masking=dict(type="AdversarialMasking", network=dict(channels=4)), head=head)
     masking = masking.masking
     assert masking.patch_size == (8, 8)
-    assert masking.threshold.mask_ratio == 0.75
+    assert masking.mask_ratio == 0.75
     assert masking.loss.criterion == "L1"
     assert masking.network.layers[0].out_channels == 4
     own = build(masking=dict(type="AdversarialMasking", mask_ratio=0.5)).masking
-    assert own.threshold.mask_ratio == 0.5
+    assert own.mask_ratio == 0.5
     losses, _ = step(build(masking=dict(type="AdversarialMasking", mask_ratio=0.5)))
     assert losses["mask_ratio"] == 0.5
 

@@ -9,14 +9,14 @@ import torch
 from mmpretrain.models import selfsup
 from torch import Tensor, nn
 
-from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
+from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
 from amn_masking.adapters.mmpretrain.padding import hidden_padding
 from amn_masking.adapters.overrides import overridden
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 
 
-class TokenDropping(MaskingMixin):
+class TokenDropping(MaskedMethod):
     """A method whose encoder sees the visible tokens only, on a MAEViT or MAEHiViT backbone.
 
     With a MAEViT the images of a batch may keep different numbers of patches: the encoder runs on
@@ -81,7 +81,7 @@ class EVA(TokenDropping, selfsup.EVA):
     """mmpretrain's EVA in the style of MAE, with ``masking=``. Predicts CLIP's features."""
 
 
-class MILAN(MaskingMixin, selfsup.MILAN):
+class MILAN(MaskedMethod, selfsup.MILAN):
     """mmpretrain's MILAN with ``masking=``, which takes the place of its attention masking.
 
     Its loss is over all patches and the class token; the adversary looks at the masked ones.
@@ -100,7 +100,7 @@ class MILAN(MaskingMixin, selfsup.MILAN):
         return overridden(self.backbone, attention_masking=attention_masking)
 
 
-class SparK(MaskingMixin, selfsup.SparK):
+class SparK(MaskedMethod, selfsup.SparK):
     """mmpretrain's SparK with ``masking=``: masked images through sparse convolutions."""
 
     def predicts_pixels(self) -> bool:
@@ -117,10 +117,9 @@ class SparK(MaskingMixin, selfsup.SparK):
     def loss_module(self) -> nn.Module:
         return self.head.loss
 
-    def masking_defaults(self) -> dict:
+    def own_mask_ratio(self) -> float:
         # Half a patch more than SparK's own rounded count, so that it is met when rounded down.
-        visible = (self.len_keep + 0.5) / self.feature_map_size**2
-        return {**super().masking_defaults(), "mask_ratio": 1 - visible}
+        return 1 - (self.len_keep + 0.5) / self.feature_map_size**2
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         def mask(shape: torch.Size, device: torch.device) -> Tensor:
@@ -130,7 +129,7 @@ class SparK(MaskingMixin, selfsup.SparK):
         return overridden(self, mask=mask)
 
 
-class MixMIM(MaskingMixin, selfsup.MixMIM):
+class MixMIM(MaskedMethod, selfsup.MixMIM):
     """mmpretrain's MixMIM with ``masking=``.
 
     MixMIM fills the masked patches of an image with those of another and needs one mask for the

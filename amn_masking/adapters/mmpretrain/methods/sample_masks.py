@@ -9,12 +9,12 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from amn_masking.adapters.mmpretrain.methods.backbone_masks import same_ids
-from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
+from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
 from amn_masking.adapters.overrides import overridden
 from amn_masking.mask import PatchMask
 
 
-class SampleMasks(MaskingMixin):
+class SampleMasks(MaskedMethod):
     """A method that takes its mask from the data samples.
 
     The mask that the pipeline's generator made is not used: the generator may be taken out.
@@ -112,11 +112,10 @@ class iTPN(SampleMasks, selfsup.iTPN):
     def takes_free_counts(self) -> bool:
         return not self.predicts_pixels()
 
-    def masking_defaults(self) -> dict:
-        defaults = super().masking_defaults()
-        if not self.predicts_pixels():
-            defaults["mask_ratio"] = 0.38  # 75 of 196; the backbone's own is of the other form
-        return defaults
+    def own_mask_ratio(self) -> float:
+        if self.predicts_pixels():
+            return super().own_mask_ratio()
+        return 0.38  # 75 of 196; the backbone's own is of the other form
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         return same_ids(self.backbone, patch_mask) if self.predicts_pixels() else nullcontext()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 
 from amn_masking.strategies import MaskingStrategy
@@ -20,22 +21,24 @@ class MaskingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     clipped to ``max_norm`` by its own norm, and ``grad_norm`` in the log is the autoencoder's.
 
     It stands in for ``DefaultOptimWrapperConstructor`` in mmpretrain's registry, so that a config
-    needs no change. Where a model has no masking network, or the config no ``clip_grad``, it
-    clips as the stock one does. It is the one place that sees both the model and the optimizer
+    needs no change. Where a model has no masking network it is the stock one, and where the config
+    has no ``clip_grad`` it clips nothing. It is the one place that sees both the model and the optimizer
     wrapper, of whatever type, under every runner and strategy.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         wrapper = super().__call__(model)
-        # With paramwise_cfg the groups are ConfigDicts, at which torch.compile fails.
-        wrapper.optimizer.param_groups[:] = map(dict, wrapper.optimizer.param_groups)
         masking = {
             id(parameter)
             for module in model.modules()
             if isinstance(module, MaskingStrategy)
             for parameter in module.parameters()
         }
-        if masking and wrapper.clip_grad_kwargs:
+        if not masking:
+            return wrapper
+        # With paramwise_cfg the groups are ConfigDicts, at which torch.compile fails.
+        wrapper.optimizer.param_groups[:] = map(dict, wrapper.optimizer.param_groups)
+        if wrapper.clip_grad_kwargs:
             # After AMP's unscaling and gradient accumulation: the wrapper calls it for the step.
             wrapper.clip_func = clip_apart(wrapper.clip_func, masking)
         return wrapper
@@ -57,3 +60,9 @@ def clip_apart(clip: Callable[..., Any], ids: set[int]) -> Callable[..., Any]:
         return clip([p for p in parameters if id(p) not in ids], **options)
 
     return clip_both
+
+
+def install() -> None:
+    """Let mmpretrain's registry build this one by the name of mmengine's."""
+    name = "DefaultOptimWrapperConstructor"
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(name=name, module=MaskingOptimWrapperConstructor)

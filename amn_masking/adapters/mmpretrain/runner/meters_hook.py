@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from amn_masking.adapters.mmpretrain.mixin import images_of
 from amn_masking.adapters.mmpretrain.ranks import over_ranks
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import (
     check_whole,
@@ -23,6 +24,7 @@ from amn_masking.meters import (
     mask_distance,
     score_entropy,
 )
+from amn_masking.patches import masked_mean
 
 STATE = "masking_meters"  # in checkpoints
 
@@ -135,8 +137,8 @@ class MaskingMetersHook(Hook):
             scalars["position_entropy"] = self.positions.entropy()
         if patch_mask.mask.shape[0] > 1:
             scalars["mask_distance"] = mask_distance(patch_mask.mask)
-        if patch_mask.logits is not None:
-            scalars["score_entropy"] = score_entropy(patch_mask.logits)
+        if patch_mask.learned is not None:
+            scalars["score_entropy"] = score_entropy(patch_mask.learned.logits)
         scalars = over_ranks(scalars)
         # Of the errors of all ranks, and as tensors: an error of exactly 0 gives no exception.
         scalars["adversarial_gain"] = scalars["adversarial_gain"] / scalars["random_mask_error"]
@@ -149,15 +151,15 @@ class MaskingMetersHook(Hook):
         with runner.optim_wrapper.optim_context(runner.model):
             with same_random_numbers(seed):
                 data = model.data_preprocessor(data_batch, True)
-                images = data["inputs"]
-                images = images if isinstance(images, Tensor) else images[0]
+                images = images_of(data["inputs"])
                 model.move_schedules()
                 patch_mask = model.make_mask(images)
                 random = at_random(patch_mask)
             errors = []
             for mask in (patch_mask, random):
                 with same_random_numbers(seed):  # so that dropout is no difference
-                    errors.append(model.masked_error(mask, **data))
+                    error = model.error_under(mask, **data)
+                    errors.append(masked_mean(error, mask.mask.expand_as(error)))
         return patch_mask, errors
 
     def _warn(self, runner: Runner, scalars: dict[str, float]) -> None:

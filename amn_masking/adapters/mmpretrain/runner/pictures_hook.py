@@ -15,6 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from amn_masking.adapters.mmpretrain.mixin import images_of
 from amn_masking.visualize import draw_masks
 
 
@@ -49,6 +50,7 @@ class MaskingPicturesHook(Hook):
         self.num_images = num_images
         self.inputs: Any = None
         self.drawn_at = -1
+        self.failed = False
 
     # On every rank: one that refuses alone would leave the others waiting.
     def before_train(self, runner: Runner) -> None:
@@ -91,6 +93,19 @@ class MaskingPicturesHook(Hook):
             self._draw(runner)
 
     def _draw(self, runner: Runner, step: int | None = None) -> None:
+        """Draw; a picture that cannot be drawn is said once and never stops a run."""
+        if self.failed:
+            return
+        try:
+            self._draw_at(runner, step)
+        except Exception as error:
+            self.failed = True
+            runner.logger.warning(
+                f"MaskingPicturesHook draws no pictures in this run: {type(error).__name__}: "
+                f"{error}"
+            )
+
+    def _draw_at(self, runner: Runner, step: int | None) -> None:
         step = runner.iter if step is None else step
         model = unwrapped(runner)
         modes = {module: module.training for module in model.modules()}
@@ -104,7 +119,7 @@ class MaskingPicturesHook(Hook):
         preprocessor = model.data_preprocessor
         mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
         # A method may have one mask for the whole batch: then that image alone is drawn.
-        images = self.inputs if isinstance(self.inputs, torch.Tensor) else self.inputs[0]
+        images = images_of(self.inputs)
         picture = draw_masks(images[: len(patch_mask.mask)], patch_mask, reconstruction, mean, std)
         runner.visualizer.add_image("masking", picture, step=step)
         self.drawn_at = step

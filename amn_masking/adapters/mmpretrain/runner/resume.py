@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import checkpoint as checkpoint_module
 from mmengine.utils import digit_version
 
-from amn_masking.adapters.mmpretrain.mixin import MaskingMixin
+from amn_masking.adapters.mmpretrain.checks import MaskableMethod
 from amn_masking.tools.checkpoints import reason
 
 STATISTICS = ("min", "max", "current", "mean")
@@ -60,11 +62,11 @@ OTHER_NUMPY: tuple[Any, ...] = tuple(
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """A checkpoint from a local file, read with torch's ``weights_only``.
 
-    Stands in for mmengine's own loader of local files. That of 0.10.7 leaves the choice to torch,
-    which since 2.6 refuses the log buffers in every checkpoint of the Runner; that of the forks
-    falls back to running whatever code the file asks for. This one allows :data:`SAFE_GLOBALS`
-    and what the user gave to ``torch.serialization.add_safe_globals``, for the duration of the
-    load.
+    Stands in for mmengine's own loader of local files while a masked model is loaded. That of
+    0.10.7 leaves the choice to torch, which since 2.6 refuses the log buffers in every checkpoint
+    of the Runner; that of the forks falls back to running whatever code the file asks for. This one
+    allows :data:`SAFE_GLOBALS` and what the user gave to ``torch.serialization.add_safe_globals``.
+    torch's own switch, ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, counts here too.
 
     Args:
         filename: path; ``~`` is expanded.
@@ -83,7 +85,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
         )
     try:
         with torch.serialization.safe_globals([*SAFE_GLOBALS, *OTHER_NUMPY]):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location)
     except (torch.OutOfMemoryError, OSError):
         raise
     # A damaged or foreign file fails in the unpickler in as many ways as there are files.
@@ -168,32 +170,54 @@ class CheckBeforeLoading(Hook):
         self.filename = filename
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if isinstance(model, MaskingMixin):
-            check_resumable(checkpoint, model, self.filename)
+        check_resumable(checkpoint, model_of(runner), self.filename)
 
 
-def checked(resume: Callable) -> Callable:
-    """``Runner.resume`` that checks first; itself if it does already."""
-    if hasattr(resume, "checks_first"):
-        return resume
+def model_of(runner: Runner) -> torch.nn.Module:
+    """The Runner's model, out of its distributed wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
-    @functools.wraps(resume)
-    def checked_resume(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
-        check = CheckBeforeLoading(filename)
-        runner.register_hook(check)
-        try:
-            return resume(runner, filename, *args, **kwargs)
-        finally:
-            runner.hooks.remove(check)
 
-    checked_resume.checks_first = True  # type: ignore[attr-defined]
-    return checked_resume
+@contextmanager
+def read_safely() -> Iterator[None]:
+    """For the duration, mmengine reads local files by :func:`load_from_local`."""
+    # Before 2.6 torch.load is not safe by default and reads the checkpoints as they are.
+    if digit_version(torch.__version__) < digit_version("2.6"):
+        yield
+        return
+    CheckpointLoader.register_scheme("", load_from_local, force=True)
+    try:
+        yield
+    finally:
+        CheckpointLoader.register_scheme("", checkpoint_module.load_from_local, force=True)
+
+
+@contextmanager
+def checked(runner: Runner, filename: str) -> Iterator[None]:
+    """For the duration, a checkpoint is checked before the model takes it."""
+    check = CheckBeforeLoading(filename)
+    runner.register_hook(check)
+    try:
+        yield
+    finally:
+        runner.hooks.remove(check)
+
+
+def for_masked_models(method: Callable, check: bool) -> Callable:
+    """A method of the Runner that reads safely, and checks first, if its model is masked."""
+
+    @functools.wraps(method)
+    def wrapped(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
+        model = model_of(runner)
+        if not isinstance(model, MaskableMethod) or getattr(model, "masking", None) is None:
+            return method(runner, filename, *args, **kwargs)
+        with read_safely(), checked(runner, filename) if check else nullcontext():
+            return method(runner, filename, *args, **kwargs)
+
+    return wrapped
 
 
 def install() -> None:
-    """Put both in mmengine's place; once is enough, twice does no harm."""
-    # Before 2.6 torch.load is not safe by default and reads the checkpoints as they are.
-    if digit_version(torch.__version__) >= digit_version("2.6"):
-        CheckpointLoader.register_scheme("", load_from_local, force=True)
-    Runner.resume = checked(Runner.resume)
+    """Put both in the Runner's place."""
+    Runner.resume = for_masked_models(Runner.resume, check=True)
+    Runner.load_checkpoint = for_masked_models(Runner.load_checkpoint, check=False)
