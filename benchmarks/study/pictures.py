@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.transform import resize
 
-from benchmarks.photos import PHOTOGRAPHS, photograph
+from demo.photos import PHOTOGRAPHS, photograph
 
 SHAPES = ("disc", "ring", "square", "triangle", "cross", "bar")
 # Of a photograph's shorter side: a crop of 40 pixels shows a third of it.

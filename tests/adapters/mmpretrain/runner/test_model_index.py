@@ -76,5 +76,5 @@ def test_an_installed_wheel_brings_its_configs(tmp_path):
     package, names, module, config = json.loads(done.stdout.splitlines()[-1])
     assert Path(package) == site / "amn_masking/__init__.py"
     assert names == list_models("*amn*")
-    assert module == "amn_masking.adapters.mmpretrain.backbone_masks"
+    assert module == "amn_masking.adapters.mmpretrain.methods.backbone_masks"
     assert Path(config).is_relative_to(site)
