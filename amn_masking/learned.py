@@ -111,6 +111,7 @@ class LearnedMask:
             logits=self.logits.detach(),
             surrogate=self.surrogate.detach(),
             regulariser=regulariser,
+            loss=None,
         )
 
     def _changed(self, change: Callable[[Tensor], Tensor], chosen: PatchMask) -> LearnedMask:

@@ -232,9 +232,7 @@ class PatchMask:
             return
         if tokens.dim() == 3 and tokens.shape[1] > count:
             extra = tokens.shape[1] - count
-            hint = (
-                f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
-            )
+            hint = f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
         else:
             hint = "the strategy's patch_size has to be the encoder's"
         what = "patch" if symbol == "L" else "visible patch"
@@ -303,7 +301,9 @@ class PatchMask:
         """The same mask without gradients."""
         return replace(self, learned=None if self.learned is None else self.learned.detach())
 
-    def _changed(self, change: Callable[[Tensor], Tensor], learned: LearnedMask | None) -> PatchMask:
+    def _changed(
+        self, change: Callable[[Tensor], Tensor], learned: LearnedMask | None
+    ) -> PatchMask:
         return PatchMask(
             change(self.mask),
             change(self.ids_shuffle),
@@ -314,4 +314,3 @@ class PatchMask:
             None if self.valid is None else change(self.valid),
             learned,
         )
-

@@ -161,13 +161,13 @@ class AdversarialMasking(MaskingStrategy):
         Raises:
             ValueError: with the way out.
         """
-        schedule = self.schedules["random_share"]
-        shares = sorted((schedule.start, schedule.end))
-        self.threshold.check((shares[0], shares[1]))
-        if isinstance(self.estimator, ScoreFunction) and self.free_counts and shares[1]:
+        self.threshold.check(self.schedules)
+        share = self.schedules["random_share"]
+        drawn = max(share.start, share.end)
+        if isinstance(self.estimator, ScoreFunction) and self.free_counts and drawn:
             raise ValueError(
                 "estimator 'score_function' with a free count expected random_share=0, because the "
-                f"log-probability of a mask is only known then, got {shares[1]}; use "
+                f"log-probability of a mask is only known then, got {drawn}; use "
                 "threshold=dict(type='quantile') or another estimator"
             )
         if self.gate and not self.estimator.differentiable:
@@ -252,9 +252,7 @@ class AdversarialMasking(MaskingStrategy):
             learned,
         )
 
-    def score_map(
-        self, images: Tensor, grid: tuple[int, int], valid: Tensor | None
-    ) -> Tensor:
+    def score_map(self, images: Tensor, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images; pixels without data count as 0."""
         if valid is not None:
             pixels = valid.reshape(-1, 1, *grid)

@@ -14,6 +14,25 @@ from amn_masking.noise import uniform
 from amn_masking.strategies.base import MaskingStrategy
 
 
+class Forwarded:
+    """A number of the wrapped strategy, read and set there.
+
+    Raises:
+        AttributeError: it has no such number.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
+        return self if wrapper is None else getattr(wrapper.masking, self.name)
+
+    def __set__(self, wrapper: Any, value: Any) -> None:
+        if self.name not in wrapper.masking.schedules:
+            raise AttributeError(f"{type(wrapper.masking).__name__} has no {self.name} to set")
+        setattr(wrapper.masking, self.name, value)
+
+
 class WrappedMasking(MaskingStrategy):
     """A strategy that changes what another one does.
 
@@ -25,6 +44,10 @@ class WrappedMasking(MaskingStrategy):
     Raises:
         TypeError: it is no strategy.
     """
+
+    strength = Forwarded()
+    random_share = Forwarded()
+    temperature = Forwarded()
 
     def __init__(self, masking: MaskingStrategy) -> None:
         if not isinstance(masking, MaskingStrategy):
@@ -169,6 +192,7 @@ class ShuffledMasking(WrappedMasking):
 
     Raises:
         TypeError: ``masking`` is no strategy.
+        ValueError: in ``forward``, patches that are valid in one image and not in another.
     """
 
     def __init__(self, masking: MaskingStrategy) -> None:
@@ -181,6 +205,12 @@ class ShuffledMasking(WrappedMasking):
         generator: torch.Generator | None = None,
         valid: Tensor | None = None,
     ) -> PatchMask:
+        valid = self.valid_patches(valid, images)
+        if valid is not None and bool((valid != valid[:1]).any()):
+            raise ValueError(
+                "ShuffledMasking gives an image the mask of another, and expected the same valid "
+                "patches in all images of the batch; leave valid out, or the shuffle"
+            )
         patch_mask = self.other_mask(images, generator, valid)
         batch = images.shape[0]
         if batch < 2:

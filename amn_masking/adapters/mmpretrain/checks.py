@@ -103,12 +103,14 @@ class MaskableMethod(BaseSelfSupervisor):
         found = patch_mask.num_patches
         position = getattr(self.backbone, "pos_embed", None)
         neck = getattr(self, "neck", None)
-        parts = {"neck.num_patches": getattr(neck, "num_patches", None)}
+        parts = {}
+        if isinstance(getattr(neck, "decoder_pos_embed", None), Tensor):
+            parts["neck.num_patches"] = neck.num_patches
         if isinstance(position, Tensor):
             prefix = getattr(self.backbone, "num_extra_tokens", 0)
             parts["backbone.img_size"] = position.shape[1] - prefix
         for name, expected in parts.items():
-            if expected is not None and expected != found:
+            if expected != found:
                 raise ValueError(
                     f"images of {images.shape[2]} x {images.shape[3]} pixels have "
                     f"{patch_mask.grid[0]} x {patch_mask.grid[1]} = {found} patches, but {name} of "

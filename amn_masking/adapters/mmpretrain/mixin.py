@@ -52,7 +52,7 @@ class MaskedMethod(MaskableMethod):
         if masking is not None:
             self.masking = self.build_masking(masking)
             self.built_ratio = self.own_mask_ratio()
-            install()
+        install()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
         """The strategy, with the method's own patch size, channels and mask ratio as defaults.

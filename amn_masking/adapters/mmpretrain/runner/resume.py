@@ -204,12 +204,11 @@ def checked(runner: Runner, filename: str) -> Iterator[None]:
 
 
 def for_masked_models(method: Callable, check: bool) -> Callable:
-    """A method of the Runner that reads safely, and checks first, if its model is masked."""
+    """A method of the Runner that reads safely, and checks first, if its model takes masks."""
 
     @functools.wraps(method)
     def wrapped(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
-        model = model_of(runner)
-        if not isinstance(model, MaskableMethod) or getattr(model, "masking", None) is None:
+        if not isinstance(model_of(runner), MaskableMethod):
             return method(runner, filename, *args, **kwargs)
         with read_safely(), checked(runner, filename) if check else nullcontext():
             return method(runner, filename, *args, **kwargs)

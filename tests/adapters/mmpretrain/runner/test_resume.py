@@ -28,13 +28,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 
 from amn_masking.adapters.mmpretrain.runner import resume as resume_module
 from amn_masking.adapters.mmpretrain.runner.resume import (
     SAFE_GLOBALS,
     CheckBeforeLoading,
-    install,
     load_from_local,
     statistic,
 )
@@ -560,13 +559,6 @@ def test_types_that_the_user_allowed_stay_allowed(tmp_path):
         load_from_local(str(tmp_path / "mine.pth"))
     with torch.serialization.safe_globals([Stop]):
         assert isinstance(load_from_local(str(tmp_path / "mine.pth"))["where"], Stop)
-
-
-def test_installing_twice_changes_nothing():
-    before = Runner.resume, dict(CheckpointLoader._schemes)
-    install()
-    assert (Runner.resume, dict(CheckpointLoader._schemes)) == before
-    assert before[1][""] is load_from_local
 
 
 def in_rank(rank, rendezvous, cfg):
