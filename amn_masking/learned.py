@@ -1,4 +1,4 @@
-"""``LearnedMask``: what a learning strategy made beside the mask, and how its network is trained."""
+"""``LearnedMask``: what a learning strategy made beside the mask, and what trains its network."""
 
 from __future__ import annotations
 

@@ -258,8 +258,8 @@ class PatchMask:
         if got != expected:
             raise ValueError(
                 f"{host} expected a mask of (B, rows, columns) = {expected} for images of "
-                f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it from "
-                f"the same images with a strategy of patch_size={patch_size}"
+                f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it "
+                f"from the same images with a strategy of patch_size={patch_size}"
             )
 
     def pixel_mask(self, height: int, width: int) -> Tensor:

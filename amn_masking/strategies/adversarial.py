@@ -334,6 +334,6 @@ def look_at(images: Tensor, scores: Any) -> None:
     if brightest - darkest > 50:
         warnings.warn(
             f"the images' values go from {darkest:.3g} to {brightest:.3g}; the masking network "
-            "expects them normalised, as the encoder sees them, such as (images / 255 - mean) / std",
+            "expects them normalised, as the encoder sees them: (images / 255 - mean) / std",
             stacklevel=2,
         )

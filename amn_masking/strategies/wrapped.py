@@ -60,7 +60,7 @@ class WrappedMasking(MaskingStrategy):
         self.loss = masking.loss
 
     @property
-    def mask_ratio(self) -> float | None:  # type: ignore[override]
+    def mask_ratio(self) -> float | None:
         """The other strategy's."""
         return self.masking.mask_ratio
 
@@ -147,7 +147,7 @@ class RandomRatioMasking(WrappedMasking):
         )
 
     @property
-    def mask_ratio(self) -> float | None:  # type: ignore[override]
+    def mask_ratio(self) -> float | None:
         """The ratio of the newest batch."""
         return self.masking.mask_ratio
 

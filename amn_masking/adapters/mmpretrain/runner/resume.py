@@ -146,11 +146,16 @@ def check_resumable(checkpoint: Any, model: torch.nn.Module, filename: str) -> N
     if not lines:
         return
     hint = ""
-    if all(name.startswith("masking.") for name in wanted.keys() ^ found.keys()):
-        if wanted.keys() - found.keys():
-            hint = "The file comes from a run without this masking network. "
-        elif found.keys() - wanted.keys():
+    ours, theirs = (
+        {name for name in weights if name.startswith("masking.")} for weights in (wanted, found)
+    )
+    if wanted.keys() ^ found.keys() <= ours | theirs:
+        if not theirs:
+            hint = "The file comes from a run without a masking network. "
+        elif not ours:
             hint = "The file comes from a run with a masking network, and masking= has none here. "
+        else:
+            hint = "The file comes from a run with another masking= (network or threshold). "
     raise ValueError(
         f"{filename} does not fit {type(model).__name__}: expected the model's {len(wanted)} "
         f"weights, got {'; '.join(lines)}. {hint}{mend}"

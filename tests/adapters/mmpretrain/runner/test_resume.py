@@ -305,7 +305,7 @@ BAD = {
     "plain MAE": (
         plain_mae,
         ValueError,
-        r"got 6 missing in the file \(masking.*without this masking network.*load_from='.*' and",
+        r"got 6 missing in the file \(masking.*without a masking network.*load_from='.*' and",
     ),
     "weights only": (
         changed(lambda checkpoint: checkpoint["state_dict"]),
