@@ -270,10 +270,11 @@ class AdversarialMasking(MaskingStrategy):
         """Refuse masks from which nothing can be learned.
 
         Raises:
-            ValueError: one masked patch in every image, whose own error is the baseline.
+            ValueError: one masked patch in every image, whose own error is the baseline. Where the
+                count is free it is another in the next batch.
         """
         count = chosen.num_patches - chosen.num_visible
-        if chosen.visible_counts is None and count < self.estimator.fewest_masked:
+        if not self.free_counts and count < self.estimator.fewest_masked:
             raise ValueError(
                 f"each image masks {count} of its {chosen.num_patches} patches, but estimator "
                 f"{type(self.estimator).__name__} compares the patches of one image and its "

@@ -51,9 +51,9 @@ class WrappedMasking(MaskingStrategy):
     strength = Forwarded()
     random_share = Forwarded()
     temperature = Forwarded()
-    free_counts = Forwarded()  # type: ignore[assignment]
-    gate = Forwarded()  # type: ignore[assignment]
-    own_loss = Forwarded()  # type: ignore[assignment]
+    free_counts = Forwarded()
+    gate = Forwarded()
+    own_loss = Forwarded()
 
     def __init__(self, masking: MaskingStrategy) -> None:
         if not isinstance(masking, MaskingStrategy):
