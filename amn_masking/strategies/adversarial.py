@@ -23,6 +23,7 @@ from amn_masking.network import (
     standardise_logits,
     to_logits,
 )
+from amn_masking.patches import spread_to_pixels
 from amn_masking.rewards import REWARDS, Reward, reward_scale
 from amn_masking.schedules import Scheduled
 from amn_masking.strategies.base import MaskingStrategy, Ratio
@@ -255,10 +256,7 @@ class AdversarialMasking(MaskingStrategy):
     def score_map(self, images: Tensor, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images; pixels without data count as 0."""
         if valid is not None:
-            pixels = valid.reshape(-1, 1, *grid)
-            for axis in (2, 3):
-                pixels = pixels.repeat_interleave(self.patch_size[axis - 2], axis)
-            images = images.where(pixels, 0.0)
+            images = images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
         weight = next(self.network.parameters(), images)
         scores = self.network(images.to(weight.dtype))
         if not self.looked_at_images and not torch.compiler.is_compiling():
@@ -325,7 +323,7 @@ def look_at(images: Tensor, scores: Any) -> None:
             f"{type(scores).__name__}"
         )
     low, high, darkest, brightest = torch.stack(
-        [x.detach().float() for part in (scores, images) for x in torch.aminmax(part)]
+        [x.float() for part in (scores, images) for x in torch.aminmax(part.detach())]
     ).tolist()
     if low < 0 or high > 1:
         raise ValueError(
