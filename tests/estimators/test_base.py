@@ -83,7 +83,10 @@ def test_the_objective_is_the_advantage_times_the_surrogate(estimator):
         for patch in range(6):
             if mask[row, patch]:
                 advantage = error[row, patch] - baseline
-                total = total + advantage * patch_mask.learned.surrogate[row, patch] / mask[row].sum() / 3
+                total = (
+                    total
+                    + advantage * patch_mask.learned.surrogate[row, patch] / mask[row].sum() / 3
+                )
     (expected,) = torch.autograd.grad(total, logits)
     assert torch.allclose(got, expected)
 

@@ -130,9 +130,7 @@ def test_patches_masked_at_random_are_no_draws():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 8, dtype=torch.float64)
     keys = logits + torch.randn(1, 8, dtype=torch.float64, generator=generator)
-    selection = choose(
-        Quantile(), keys, keys, (2, 4), 0.5, random_share=0.5, generator=generator
-    )
+    selection = choose(Quantile(), keys, keys, (2, 4), 0.5, random_share=0.5, generator=generator)
     drawn = selection.drawn_at_random[0].nonzero().flatten().tolist()
     assert len(drawn) == 2
     left = [patch for patch in range(8) if patch not in drawn]

@@ -68,9 +68,7 @@ def test_a_whole_number_of_random_patches_is_drawn_every_time(masked, share, dra
     assert (candidates.select(masked).drawn_at_random.sum(1) == drawn).all()
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: Mean(), lambda: Tracking(), lambda: Tracking().eval()]
-)
+@pytest.mark.parametrize("make", [lambda: Mean(), lambda: Tracking(), lambda: Tracking().eval()])
 def test_free_counts_honour_the_generator_where_scores_are_equal(make):
     """With the count at a bound, equal scores are drawn; the same seed draws the same."""
     logits = torch.zeros(4, 16)

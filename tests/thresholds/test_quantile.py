@@ -43,8 +43,7 @@ def test_raising_one_score_never_unmasks_that_patch(case, data):
     raised = keys.clone()
     raised[row, patch] = raised[row, patch] + data.draw(st.sampled_from([0.01, 1.0, 100.0]))
     before, after = (
-        masks_of(Quantile(), k, grid, ratio, generator=generator(seed))
-        for k in (keys, raised)
+        masks_of(Quantile(), k, grid, ratio, generator=generator(seed)) for k in (keys, raised)
     )
     assert after[row, patch] >= before[row, patch]
     others = torch.arange(keys.shape[0]) != row

@@ -162,7 +162,8 @@ def test_eval_does_not_move_it_and_a_checkpoint_keeps_it():
     other = Tracking()
     other.load_state_dict(state)
     one, two = (
-        run(t.train(), 0.6, normal, torch.Generator().manual_seed(1), 5)[1] for t in (threshold, other)
+        run(t.train(), 0.6, normal, torch.Generator().manual_seed(1), 5)[1]
+        for t in (threshold, other)
     )
     assert torch.equal(one, two)
 
