@@ -1,7 +1,5 @@
 """Break the code on purpose, one line at a time, and see that the test meant for it fails.
 
-    python -m tests.breaks.breaks
-
 For what mutation testing does not reach because it starts processes and trains: resume, ranks,
 mixed precision, accumulation, clipping, averaged weights, export, meters. Each break is made in a
 copy of the project; docs/results/breaks.md is the list.
@@ -25,7 +23,10 @@ COPIED = ("amn_masking", "benchmarks", "configs", "demo", "docs", "tests", "pypr
 
 
 class Break(NamedTuple):
-    """What is broken: ``old`` becomes ``new`` in ``file``, and ``test`` must fail."""
+    """What is broken: ``old`` becomes ``new`` in ``file``, and ``test`` must fail.
+
+    ``test`` is one test, or files and folders of which one test must fail, with spaces between.
+    """
 
     what: str
     file: str
@@ -201,6 +202,11 @@ BREAKS = (
 )
 
 
+def tests_of(broken: Break) -> list[str]:
+    """One test, whose name may hold spaces; or files and folders, with spaces between."""
+    return [broken.test] if "::" in broken.test else broken.test.split()
+
+
 def run(broken: Break) -> bool:
     """Whether the test fails on the broken code; and passes, to begin with, on what there is."""
     with tempfile.TemporaryDirectory() as folder:
@@ -217,32 +223,10 @@ def run(broken: Break) -> bool:
         path.write_text(text.replace(broken.old, broken.new))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         done = subprocess.run(
-            [*command, f"tests/{broken.test}"],
-            cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": folder},
+            [*command, *(f"tests/{name}" for name in tests_of(broken))],
+            cwd=folder, capture_output=True, text=True,
+            env={"HYPOTHESIS_PROFILE": "mutants", **os.environ, "PYTHONPATH": folder},
         )  # fmt: skip
         if done.returncode not in (0, 1):  # 1: a test failed; anything else: no test ran
             raise RuntimeError(f"{broken.what}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         return done.returncode == 1
-
-
-def main() -> None:
-    only = sys.argv[1] if len(sys.argv) > 1 else ""
-    rows, missed = [], 0
-    for broken in BREAKS:
-        if only not in broken.what:
-            continue
-        caught = run(broken)
-        missed += not caught
-        rows.append(f"| {broken.what} | `{broken.test}` | {'fails' if caught else 'PASSES'} |")
-        print(f"{'caught' if caught else 'MISSED'}: {broken.what}", flush=True)
-    if not only:
-        (ROOT / "docs/results/breaks.md").write_text(
-            "# Tests that were seen to fail\n\n"
-            "Made by `make breaks`: each was broken in a copy of the project, and its test was run."
-            "\n\n| broken | test | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-        )
-    sys.exit(missed > 0)
-
-
-if __name__ == "__main__":
-    main()
