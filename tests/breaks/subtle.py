@@ -107,7 +107,7 @@ SUBTLE = (
         CORE + "learned.py",
         "error = error.detach().to(self.surrogate.dtype)",
         "error = error.to(self.surrogate.dtype)",
-        "test_losses.py estimators strategies",
+        "test_learned.py",
     ),
     Break(
         "a shuffled mask takes its own image's reward scale along",
@@ -115,14 +115,14 @@ SUBTLE = (
         "            threshold=change(self.threshold),\n",
         "            threshold=change(self.threshold),\n"
         "            reward_scale=None if self.reward_scale is None else change(self.reward_scale),\n",
-        "test_mask.py strategies",
+        "test_learned.py",
     ),
     Break(
         "the regulariser is in the objective's value",
         CORE + "learned.py",
         "(self.regulariser - self.regulariser.detach()).mean()",
         "self.regulariser.mean()",
-        "strategies test_losses.py",
+        "test_learned.py",
     ),
     # --- losses
     Break(
