@@ -276,6 +276,47 @@ def test_patches_of_another_shape_are_refused_even_where_their_number_is_right()
         model(images())
 
 
+def test_grids_of_mask_images_and_model_are_one():
+    """A transposed grid has as many patches."""
+    model = build(masking=learned())
+    wide = torch.randn(3, 3, 16, 64)
+    with pytest.raises(ValueError, match=r"16 x 64 .* 2 x 8 .* Learned is built for 4 x 4; .*32 x"):
+        model(wide)
+    model = build(img_size=(16, 64))
+    transposed = learned()(wide.mT)
+    with pytest.raises(ValueError, match=r"expected .* = \(3, 2, 8\) .* got \(3, 8, 2\)"):
+        model(wide, transposed)
+    assert model(wide, learned()(wide))[0].isfinite()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_patches_without_data_do_not_matter(norm_pix_loss):
+    """NaN in them gives the same masks, losses and gradients as any other number."""
+    got, valid = [], torch.ones(3, 4, 4, dtype=torch.bool)
+    valid[0, 0] = valid[1:, 2, 1] = False
+    pixels = valid.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    for filler in (float("nan"), 7.0):
+        model = build(masking=learned(), norm_pix_loss=norm_pix_loss)
+        x = images().masked_fill(~pixels[:, None], filler)
+        torch.manual_seed(3)
+        loss, _, mask = model(x, mask_ratio=model.masking(x, valid=valid.flatten(1)))
+        loss.backward()
+        assert not (mask * ~valid.flatten(1)).any()
+        got.append([loss.detach(), mask, *(p.grad for p in model.parameters())])
+    for one, other in zip(*got, strict=True):
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(threshold=dict(type="tracking")), dict(network=dict(channels=8))]
+)
+def test_the_weights_of_another_strategy_are_refused(options):
+    other = build(masking=learned(random_share=0.25, **options))
+    with pytest.raises(RuntimeError, match=r"masking\.(threshold\.offset|network)"):
+        other.load_state_dict(build(masking=learned()).state_dict())
+
+
 # --- counts that differ between images
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from amn_masking.adapters.huggingface.forward import find_vit_mae, masked_forward
+from amn_masking.adapters.resuming import differences
 from amn_masking.meters import adversarial_gain, mask_statistics
 
 
@@ -78,9 +80,11 @@ class MaskedTrainerMixin:
             seen.clear()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with names_as_saved(self.model):
-            super()._load_from_checkpoint(*args, **kwargs)  # type: ignore[misc]
+    def _load_from_checkpoint(self, folder: str, *args: Any, **kwargs: Any) -> None:
+        # A sharded checkpoint is loaded piece by piece, and no piece holds all weights.
+        whole = not any(Path(folder).glob("*.index.json"))
+        with names_as_saved(self.model, folder if whole else ""):
+            super()._load_from_checkpoint(folder, *args, **kwargs)  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
         with names_as_saved(self.model):
@@ -105,28 +109,42 @@ class MaskedTrainerMixin:
 
 
 @contextmanager
-def names_as_saved(model: Any) -> Iterator[None]:
+def names_as_saved(model: Any, resumed: str = "") -> Iterator[None]:
     """For the duration, ``model.load_state_dict`` knows the names that ``save_pretrained`` writes.
 
     transformers 5 writes a ViTMAE under the names of transformers 4, and its Trainer, unlike
     ``from_pretrained``, reads them back as they are: with a warning, it would go on with the
     layers of a fresh model (huggingface/transformers issue 48805, with any Trainer). Where the
     names are the model's own, nothing happens.
+
+    Args:
+        model: the Trainer's.
+        resumed: the folder of the run that is to go on, whose weights have to be the model's; empty
+            for weights that need not be all.
+
+    Raises:
+        ValueError: inside, from ``load_state_dict``: they are not.
     """
+    own = list(model.state_dict())
+    saved: dict[str, str] = {}
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # transformers 4
-        yield
-        return
-    own = list(model.state_dict())
-    numbered = {name: torch.tensor(number) for number, name in enumerate(own)}
-    saved = {
-        name: own[number] for name, number in revert_weight_conversion(model, numbered).items()
-    }
+        pass
+    else:
+        numbered = {name: torch.tensor(number) for number, name in enumerate(own)}
+        for name, number in revert_weight_conversion(model, numbered).items():
+            saved[name] = own[number]
 
     def rename(module: nn.Module, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in [name for name in state if saved.get(name, name) != name]:
             state[saved[name]] = state.pop(name)
+        if resumed and (found := differences(state, model.state_dict())):
+            raise ValueError(
+                f"{resumed} cannot be resumed: {found}. Nothing was loaded; to start a new run "
+                "from its encoder and decoder, give the folder to from_pretrained, and leave out "
+                "resume_from_checkpoint"
+            )
 
     handle = model.register_load_state_dict_pre_hook(rename)
     try:

@@ -234,6 +234,19 @@ def test_a_strategy_of_another_patch_size_is_told_the_encoder_s():
         model.forward_features(images)
 
 
+@pytest.mark.parametrize("name", ["vit", "vit_oblong_patch", "eva02", "hiera"])
+def test_images_of_another_size_than_the_encoder_s(name):
+    """As many patches in all, of which the encoder would say nothing or an AssertionError."""
+    model, images = small(name)
+    h, w = (side // patch for side, patch in zip(images.shape[2:], patch_size(model), strict=True))
+    turned = torch.randn(3, 3, w * patch_size(model)[0], h * patch_size(model)[1])
+    other = turned if h != w else torch.randn(3, 3, 2 * patch_size(model)[0], 64)
+    message = rf"images of {other.shape[2]} x {other.shape[3]} .* built for {h} x {w}; resize"
+    patch_mask = RandomMasking(0.5, patch_size(model))(other)
+    with masked(model, patch_mask), pytest.raises(ValueError, match=message):
+        model.forward_features(other)
+
+
 def test_naflex_batches_of_patches_are_refused():
     model, images = small("naflex")
     patches = torch.randn(3, 15, 192)
