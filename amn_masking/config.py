@@ -51,9 +51,12 @@ def build(
             f"unknown {role} type {kind!r}; expected {role}=dict(type=...) with one of "
             f"{sorted(known)} or a subclass of {base.__name__}"
         )
-    parameters = inspect.signature(cls).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [] if takes_all else sorted(set(config) - set(parameters))
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    unknown = sorted(set(config) - set(parameters))
     if unknown:
         owner = (
             "; the ratio is the strategy's own argument mask_ratio"
@@ -67,10 +70,7 @@ def build(
     missing = [
         name
         for name, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        and name not in config
-        and name not in defaults
+        if parameter.default is parameter.empty and name not in config and name not in defaults
     ]
     if missing:
         raise TypeError(f"{role} {kind!r} expected {', '.join(missing)}, got {dict(given)}")

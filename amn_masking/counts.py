@@ -60,7 +60,7 @@ def count_visible(length: int, mask_ratio: float) -> int:
 
 
 def count_masked(length: int, mask_ratio: float) -> int:
-    """``L - int(L * (1 - mask_ratio))`` masked patches of ``L``; raises as :func:`count_visible`."""
+    """The other patches, ``L - int(L * (1 - mask_ratio))``; raises as :func:`count_visible`."""
     return length - count_visible(length, mask_ratio)
 
 

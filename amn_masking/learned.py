@@ -1,4 +1,4 @@
-"""``LearnedMask``: what a learning strategy made beside the mask, and how its network is trained."""
+"""``LearnedMask``: what a learning strategy made beside the mask, and what trains its network."""
 
 from __future__ import annotations
 
@@ -113,6 +113,7 @@ class LearnedMask:
             logits=self.logits.detach(),
             surrogate=self.surrogate.detach(),
             regulariser=regulariser,
+            loss=None,
         )
 
     def _changed(self, change: Callable[[Tensor], Tensor], chosen: PatchMask) -> LearnedMask:

@@ -187,4 +187,3 @@ class CombinedAdversarialLoss(nn.Module):
             f"criterion={self.criterion!r}, lambda_adv={self.lambda_adv}, "
             f"reconstruct={self.reconstruct!r}, score_weighted={self.score_weighted}"
         )
-

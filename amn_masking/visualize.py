@@ -57,11 +57,15 @@ def draw_masks(
     hidden = patch_mask.pixel_mask(*size).bool().cpu()
     columns: list[tuple[str, Tensor]] = [("input", shown)]
     if patch_mask.learned is not None:
-        scores = F.interpolate(patch_mask.learned.score_map.float().cpu(), size=size, mode="nearest")
+        scores = F.interpolate(
+            patch_mask.learned.score_map.float().cpu(), size=size, mode="nearest"
+        )
         columns.append(("score map", scores[:, 0]))
     columns.append(("masked input", torch.where(hidden, torch.full_like(shown, 0.5), shown)))
     if reconstruction is not None:
-        predicted = torch.where(hidden, to_pixels(undo(reconstruction, mean, std), black, white), shown)
+        predicted = torch.where(
+            hidden, to_pixels(undo(reconstruction, mean, std), black, white), shown
+        )
         columns.append(("reconstruction", predicted))
 
     rows = images.shape[0]

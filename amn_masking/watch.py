@@ -58,8 +58,8 @@ class TrainingWatch:
             warn(
                 f"{STEPS} training masks were made, but none of them reached a loss that trains "
                 "the masking network, so the masks learn nothing. Minimise "
-                "masking.total_loss(loss, error, patch_mask), or give the PatchMask itself, and not "
-                "its tensor, to CombinedAdversarialLoss"
+                "masking.total_loss(loss, error, patch_mask), or give CombinedAdversarialLoss the "
+                "PatchMask itself and not its tensor"
             )
         elif strength and weight._version == self.version and self._unmoved(network):
             warn(

@@ -23,6 +23,7 @@ from amn_masking.network import (
     standardise_logits,
     to_logits,
 )
+from amn_masking.patches import spread_to_pixels
 from amn_masking.rewards import REWARDS, Reward, reward_scale
 from amn_masking.schedules import Scheduled
 from amn_masking.strategies.base import MaskingStrategy, Ratio
@@ -161,13 +162,13 @@ class AdversarialMasking(MaskingStrategy):
         Raises:
             ValueError: with the way out.
         """
-        schedule = self.schedules["random_share"]
-        shares = sorted((schedule.start, schedule.end))
-        self.threshold.check((shares[0], shares[1]))
-        if isinstance(self.estimator, ScoreFunction) and self.free_counts and shares[1]:
+        self.threshold.check(self.schedules)
+        share = self.schedules["random_share"]
+        drawn = max(share.start, share.end)
+        if isinstance(self.estimator, ScoreFunction) and self.free_counts and drawn:
             raise ValueError(
                 "estimator 'score_function' with a free count expected random_share=0, because the "
-                f"log-probability of a mask is only known then, got {shares[1]}; use "
+                f"log-probability of a mask is only known then, got {drawn}; use "
                 "threshold=dict(type='quantile') or another estimator"
             )
         if self.gate and not self.estimator.differentiable:
@@ -252,15 +253,10 @@ class AdversarialMasking(MaskingStrategy):
             learned,
         )
 
-    def score_map(
-        self, images: Tensor, grid: tuple[int, int], valid: Tensor | None
-    ) -> Tensor:
+    def score_map(self, images: Tensor, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images; pixels without data count as 0."""
         if valid is not None:
-            pixels = valid.reshape(-1, 1, *grid)
-            for axis in (2, 3):
-                pixels = pixels.repeat_interleave(self.patch_size[axis - 2], axis)
-            images = images.where(pixels, 0.0)
+            images = images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
         weight = next(self.network.parameters(), images)
         scores = self.network(images.to(weight.dtype))
         if not self.looked_at_images and not torch.compiler.is_compiling():
@@ -272,10 +268,11 @@ class AdversarialMasking(MaskingStrategy):
         """Refuse masks from which nothing can be learned.
 
         Raises:
-            ValueError: one masked patch in every image, whose own error is the baseline.
+            ValueError: one masked patch in every image, whose own error is the baseline. Where the
+                count is free it is another in the next batch.
         """
         count = chosen.num_patches - chosen.num_visible
-        if chosen.visible_counts is None and count < self.estimator.fewest_masked:
+        if not self.free_counts and count < self.estimator.fewest_masked:
             raise ValueError(
                 f"each image masks {count} of its {chosen.num_patches} patches, but estimator "
                 f"{type(self.estimator).__name__} compares the patches of one image and its "
@@ -326,7 +323,7 @@ def look_at(images: Tensor, scores: Any) -> None:
             f"{type(scores).__name__}"
         )
     low, high, darkest, brightest = torch.stack(
-        [x.detach().float() for part in (scores, images) for x in torch.aminmax(part)]
+        [x.float() for part in (scores, images) for x in torch.aminmax(part.detach())]
     ).tolist()
     if low < 0 or high > 1:
         raise ValueError(
@@ -336,6 +333,6 @@ def look_at(images: Tensor, scores: Any) -> None:
     if brightest - darkest > 50:
         warnings.warn(
             f"the images' values go from {darkest:.3g} to {brightest:.3g}; the masking network "
-            "expects them normalised, as the encoder sees them, such as (images / 255 - mean) / std",
+            "expects them normalised, as the encoder sees them: (images / 255 - mean) / std",
             stacklevel=2,
         )

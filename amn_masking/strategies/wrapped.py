@@ -14,6 +14,27 @@ from amn_masking.noise import uniform
 from amn_masking.strategies.base import MaskingStrategy
 
 
+class Forwarded:
+    """A number of the wrapped strategy, read and set there.
+
+    Raises:
+        AttributeError: on setting, the strategy has no such number.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
+        return self if wrapper is None else getattr(wrapper.masking, self.name)
+
+    def __set__(self, wrapper: Any, value: Any) -> None:
+        if self.name == "mask_ratio":
+            wrapper.check_takes_ratio()
+        elif not hasattr(type(wrapper.masking), self.name):
+            raise AttributeError(f"{type(wrapper.masking).__name__} has no {self.name} to set")
+        setattr(wrapper.masking, self.name, value)
+
+
 class WrappedMasking(MaskingStrategy):
     """A strategy that changes what another one does.
 
@@ -26,6 +47,14 @@ class WrappedMasking(MaskingStrategy):
         TypeError: it is no strategy.
     """
 
+    mask_ratio = Forwarded()
+    strength = Forwarded()
+    random_share = Forwarded()
+    temperature = Forwarded()
+    free_counts = Forwarded()
+    gate = Forwarded()
+    own_loss = Forwarded()
+
     def __init__(self, masking: MaskingStrategy) -> None:
         if not isinstance(masking, MaskingStrategy):
             raise TypeError(
@@ -35,25 +64,6 @@ class WrappedMasking(MaskingStrategy):
         super().__init__(masking.patch_size, None)
         self.masking = masking
         self.loss = masking.loss
-
-    @property
-    def mask_ratio(self) -> float | None:  # type: ignore[override]
-        """The other strategy's."""
-        return self.masking.mask_ratio
-
-    @mask_ratio.setter
-    def mask_ratio(self, value: Any) -> None:
-        self.masking.mask_ratio = value
-
-    @property
-    def free_counts(self) -> bool:  # type: ignore[override]
-        """The other strategy's."""
-        return self.masking.free_counts
-
-    @property
-    def gate(self) -> bool:  # type: ignore[override]
-        """The other strategy's."""
-        return self.masking.gate
 
     def other_mask(
         self, images: Tensor, generator: torch.Generator | None, valid: Tensor | None
@@ -123,15 +133,6 @@ class RandomRatioMasking(WrappedMasking):
             "RandomRatioMasking draws the ratio and takes no mask_ratio; set its ratio_range"
         )
 
-    @property
-    def mask_ratio(self) -> float | None:  # type: ignore[override]
-        """The ratio of the newest batch."""
-        return self.masking.mask_ratio
-
-    @mask_ratio.setter
-    def mask_ratio(self, value: Any) -> None:
-        self.check_takes_ratio()
-
     def forward(
         self,
         images: Tensor,
@@ -169,6 +170,7 @@ class ShuffledMasking(WrappedMasking):
 
     Raises:
         TypeError: ``masking`` is no strategy.
+        ValueError: in ``forward``, patches that are valid in one image and not in another.
     """
 
     def __init__(self, masking: MaskingStrategy) -> None:
@@ -181,6 +183,12 @@ class ShuffledMasking(WrappedMasking):
         generator: torch.Generator | None = None,
         valid: Tensor | None = None,
     ) -> PatchMask:
+        valid = self.valid_patches(valid, images)
+        if valid is not None and bool((valid != valid[:1]).any()):
+            raise ValueError(
+                "ShuffledMasking gives an image the mask of another, and expected the same valid "
+                "patches in all images of the batch; leave valid out, or the shuffle"
+            )
         patch_mask = self.other_mask(images, generator, valid)
         batch = images.shape[0]
         if batch < 2:
@@ -193,15 +201,8 @@ class ShuffledMasking(WrappedMasking):
                 )
             return patch_mask
         # A cycle through all images in random order: no image keeps its own mask.
-        order = tie_order(batch, images.device, self.training, generator)
+        order = torch.arange(batch, device=images.device)
+        if self.training:
+            order = uniform((batch,), images.device, generator).argsort()
         source = torch.empty_like(order).scatter_(0, order, order.roll(1))
         return patch_mask.take(source)
-
-
-def tie_order(
-    batch: int, device: torch.device, drawn: bool, generator: torch.Generator | None
-) -> Tensor:
-    """A permutation of the batch; in ``eval()`` the batch's own order."""
-    if not drawn:
-        return torch.arange(batch, device=device)
-    return uniform((batch,), device, generator).argsort()

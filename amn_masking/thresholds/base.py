@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from amn_masking.counts import count_range, longest_row
 from amn_masking.mask import PatchMask
 from amn_masking.network import to_logits
 from amn_masking.noise import tie_breaks, uniform
+from amn_masking.schedules import Schedule
 
 
 @dataclass(eq=False)
@@ -155,12 +157,13 @@ class Candidates:
     def _check_valid(self, counts: int | Tensor) -> None:
         if self.valid is None:
             return
-        short = self.valid.sum(1, keepdim=True) <= counts
-        if bool((short | (self.valid.sum(1, keepdim=True) < 2)).any()):
+        number = self.valid.sum(1, keepdim=True)
+        short = (number <= counts) | (number < 2)
+        if bool(short.any()):
             rows = short.flatten().nonzero().flatten().tolist()
             raise ValueError(
                 f"each image needs more valid patches than are masked, but images {rows} of the "
-                f"batch have {self.valid.sum(1)[rows].tolist()} valid of {self.length} patches; "
+                f"batch have {number[rows, 0].tolist()} valid of {self.length} patches; "
                 "lower mask_ratio, take a threshold with free counts, or leave these images out"
             )
 
@@ -199,11 +202,11 @@ class Threshold(nn.Module):
             drawn_at_random: ``(B, L)`` bool, patches that were masked at random; None if none.
         """
 
-    def check(self, random_share: tuple[float, float]) -> None:
+    def check(self, schedules: Mapping[str, Schedule]) -> None:
         """Refuse a strategy's settings that this threshold cannot work with.
 
         Args:
-            random_share: least and largest share of patches drawn at random over the training.
+            schedules: of ``mask_ratio``, ``random_share`` and the strategy's other numbers.
 
         Raises:
             ValueError: with the way out.

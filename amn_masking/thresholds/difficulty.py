@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, distributed
 
 from amn_masking.mask import PatchMask
+from amn_masking.schedules import Schedule
 from amn_masking.thresholds.base import Candidates
 from amn_masking.thresholds.tracking import Tracking
 
@@ -79,11 +81,17 @@ class Difficulty(Tracking):
                 self.ratio.copy_(ratio)
         return ratio
 
-    def check(self, random_share: tuple[float, float]) -> None:
-        if not random_share[0] > 0:
+    def check(self, schedules: Mapping[str, Schedule]) -> None:
+        share = schedules["random_share"]
+        if not min(share.start, share.end) > 0:
             raise ValueError(
                 "threshold 'difficulty' measures the masks beside patches drawn at random and "
-                f"expected random_share > 0 all the time, such as 0.25, got {random_share[0]}"
+                f"expected random_share > 0 all the time, such as 0.25, got {share}"
+            )
+        if schedules["mask_ratio"].moves:
+            raise ValueError(
+                "threshold 'difficulty' moves the ratio itself and expected a mask_ratio to begin "
+                f"with, a number, got {schedules['mask_ratio']}"
             )
 
     def log_values(self) -> dict[str, Tensor]:
@@ -106,8 +114,8 @@ class Difficulty(Tracking):
             ValueError: no patch was drawn at random.
         """
         if drawn_at_random is None:
-            self.check((0.0, 0.0))
-        random = drawn_at_random & chosen.mask.bool()  # type: ignore[operator]
+            raise ValueError("threshold 'difficulty' expected random_share > 0 all the time")
+        random = drawn_at_random & chosen.mask.bool()
         by_score = chosen.mask.bool() & ~random
         error = error.detach().to(self.errors.dtype)
         sums = [(part * weight).sum() for part in (by_score, random) for weight in (error, 1.0)]

@@ -41,9 +41,7 @@ class Tracking(Threshold):
     offset: Tensor
     level: Tensor
 
-    def __init__(
-        self, ratio_range: tuple[float, float] = (0.05, 0.95), rate: float = 0.1
-    ) -> None:
+    def __init__(self, ratio_range: tuple[float, float] = (0.05, 0.95), rate: float = 0.1) -> None:
         super().__init__()
         self.ratio_range = check_ratio_range(ratio_range)
         if not 0 < rate <= 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from amn_masking.thresholds.selection import count_visible
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -24,7 +25,6 @@ from amn_masking.meters import (
 )
 from amn_masking.strategies.ranked import RankedMasking
 from amn_masking.thresholds import Difficulty
-from amn_masking.thresholds.selection import count_visible
 from amn_masking.tools.knn import vote
 from benchmarks.study.data import Data, Images
 

@@ -161,7 +161,7 @@ def gradient_up(label: str, photos: Path, masking: dict = LEARNED) -> bool:
     images = (inputs if isinstance(inputs, Tensor) else inputs[0])[: len(mask)]
     scores = pool_scores(model.masking.network(images), seen.mask.grid)
     logits = standardise_logits(to_logits(scores), 1.0)
-    soft = torch.sigmoid(logits - torch.logit(seen.mask.threshold)[:, None])
+    soft = torch.sigmoid(logits - torch.logit(seen.mask.learned.threshold)[:, None])
     error = model.patch_error(seen.mask, seen.calls).detach()
     masked = mask.sum(1, keepdim=True)
     advantage = mask * (error - (error * mask).sum(1, keepdim=True) / masked) / masked
@@ -222,7 +222,6 @@ CHECKS = {
 def support(label: str, photos: Path) -> dict[str, str]:
     """What the code says about a method."""
     model, _, _ = build(label, photos, masking=LEARNED)
-    defaults = model.masking_defaults()
     kinds = {"CrossEntropyLoss": "visual tokens", "CAELoss": "visual tokens, features"}
     target = kinds.get(type(model.loss_module).__name__, "features")
     return {
@@ -231,7 +230,7 @@ def support(label: str, photos: Path) -> dict[str, str]:
         # The error of each patch always; with gate=True also through the visible tokens.
         "gradient path": "error, or error and tokens" if model.takes_gate() else "error",
         "patch": f"{model.patch_size[0]}",
-        "ratio": f"{defaults['mask_ratio']:.3g}",
+        "ratio": f"{model.own_mask_ratio():.3g}",
     }
 
 

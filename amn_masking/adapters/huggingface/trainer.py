@@ -13,15 +13,16 @@ from amn_masking.adapters.huggingface.forward import find_vit_mae, masked_forwar
 from amn_masking.meters import adversarial_gain, mask_statistics
 
 
-class MaskingMixin:
+class MaskedTrainerMixin:
     """Gives a ``transformers.Trainer`` the strategy that is its model's ``masking``.
 
-    ``class MaskedTrainer(MaskingMixin, Trainer): ...`` is all there is to write. Being a submodule
-    of the model, the masking network has the Trainer's optimizer, checkpoints and processes.
+    ``class MaskedTrainer(MaskedTrainerMixin, Trainer): ...`` is all there is to write. Being a
+    submodule of the model, the masking network has the Trainer's optimizer, checkpoints and
+    processes.
 
     The schedules move with the Trainer's steps. Beside ``loss`` the log gets, as means over the
     steps since the last entry and over the processes, ``reconstruction`` (the model's own loss),
-    the mask's statistics and the adversary's ``strength``; and, for the last batch,
+    the mask's statistics and the strategy's ``log_values()``; and, for the last batch,
     ``adversarial_gain``, which costs two forward passes per entry.
 
     Raises:
@@ -40,7 +41,7 @@ class MaskingMixin:
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Reconstruction with the adversarial terms, a mean over the batch."""
+        """Reconstruction, in training with the adversarial terms, a mean over the batch."""
         # A mean is what the Trainer has to divide by the accumulation steps. It would not if the
         # data had labels, because the model's **kwargs look as if it took num_items_in_batch.
         self.model_accepts_loss_kwargs = False
@@ -52,17 +53,18 @@ class MaskingMixin:
             )
         if model.training:
             state = self.state
-            share = min(1.0, state.global_step / state.max_steps)
-            masking.set_progress(share, iteration=state.global_step, epoch=state.epoch or 0.0)
+            done_share = min(1.0, state.global_step / state.max_steps)
+            masking.set_progress(done_share, state.global_step, state.epoch or 0.0)
         done = masked_forward(model, masking=masking, **inputs)
         if model.training:
             seen = {"reconstruction": done.reconstruction.detach()}
             seen.update(mask_statistics(done.patch_mask))
-            if hasattr(masking, "strength"):
-                seen["strength"] = seen["reconstruction"].new_tensor(masking.strength)
+            for name, value in masking.log_values().items():
+                seen[name] = torch.as_tensor(value, device=done.reconstruction.device)
             self.__dict__.setdefault("seen_masks", []).append(seen)
             self.last_batch = inputs, done.patch_mask.detach()
-        return (done.outputs.loss, done.outputs) if return_outputs else done.outputs.loss
+        loss = done.outputs.loss if model.training else done.reconstruction
+        return (loss, done.outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with the numbers about the masks in the entries of training."""

@@ -3,7 +3,7 @@
 Importing this module registers the methods under the ``amn_masking`` scope (``type=
 'amn_masking.MAE'``), and strategies, loss and hook both there and, unprefixed, in mmpretrain's
 own registry, because dicts that a ``mmpretrain::`` base brings in are looked up there. Nothing
-else of the process is changed until a model with ``masking=`` is built; see :mod:`.runner`.
+else of the process is changed until one of the methods is built; see :mod:`.runner`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from amn_masking.adapters.mmpretrain.methods import (
     SparK,
     iTPN,
 )
+from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
+from amn_masking.adapters.mmpretrain.runner import install
 from amn_masking.adapters.mmpretrain.runner.meters_hook import MaskingMetersHook
 from amn_masking.adapters.mmpretrain.runner.model_index import register_models
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import MaskingPicturesHook
@@ -60,6 +62,7 @@ __all__ = [
 ]
 
 register_models()
+MaskedMethod.prepare_process = install
 for method in METHODS.values():
     MODELS.register_module(module=method)
 STRATEGIES = [getattr(strategies, name) for name in strategies.__all__ if name != "MaskingStrategy"]

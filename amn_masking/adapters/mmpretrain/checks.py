@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import Tensor, nn
 
@@ -102,13 +104,15 @@ class MaskableMethod(BaseSelfSupervisor):
         """
         found = patch_mask.num_patches
         position = getattr(self.backbone, "pos_embed", None)
-        neck = getattr(self, "neck", None)
-        parts = {"neck.num_patches": getattr(neck, "num_patches", None)}
+        neck: Any = getattr(self, "neck", None)
+        parts = {}
         if isinstance(position, Tensor):
             prefix = getattr(self.backbone, "num_extra_tokens", 0)
             parts["backbone.img_size"] = position.shape[1] - prefix
+        if isinstance(getattr(neck, "decoder_pos_embed", None), Tensor):
+            parts["neck.num_patches"] = neck.num_patches
         for name, expected in parts.items():
-            if expected is not None and expected != found:
+            if expected != found:
                 raise ValueError(
                     f"images of {images.shape[2]} x {images.shape[3]} pixels have "
                     f"{patch_mask.grid[0]} x {patch_mask.grid[1]} = {found} patches, but {name} of "
@@ -129,7 +133,7 @@ class MaskableMethod(BaseSelfSupervisor):
         return False
 
     def own_mask_ratio(self) -> float:
-        """Share of masked patches where the strategy does not say: the backbone's, or ``mask_ratio``."""
+        """Share of masked patches where the strategy does not say."""
         return getattr(self.backbone, "mask_ratio", self.mask_ratio)
 
     @property

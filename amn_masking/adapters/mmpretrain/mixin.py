@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
@@ -18,7 +18,6 @@ from amn_masking.adapters.mmpretrain.model_signals import bind
 from amn_masking.adapters.mmpretrain.patch_error import patch_error
 from amn_masking.adapters.mmpretrain.progress import RunnerProgress
 from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
-from amn_masking.adapters.mmpretrain.runner import install
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics
@@ -40,6 +39,9 @@ class MaskedMethod(MaskableMethod):
         masking: a strategy or its config; None leaves the method as it is, bit for bit.
     """
 
+    # Called when a model is built; the adapter puts runner.install here.
+    prepare_process: ClassVar[Callable[[], None]] = lambda: None
+
     def __init__(
         self, *args: Any, masking: Mapping[str, Any] | MaskingStrategy | None = None, **kwargs: Any
     ) -> None:
@@ -52,7 +54,7 @@ class MaskedMethod(MaskableMethod):
         if masking is not None:
             self.masking = self.build_masking(masking)
             self.built_ratio = self.own_mask_ratio()
-            install()
+        type(self).prepare_process()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
         """The strategy, with the method's own patch size, channels and mask ratio as defaults.

@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="needs the extra 'huggingface'")
 
 from amn_masking import PatchMask
 from amn_masking.adapters.huggingface import masked_forward
-from amn_masking.meters import masked_mean
+from amn_masking.patches import masked_mean
 from tests.helpers.small_vit_mae import adversarial, build, pictures
 
 
@@ -41,8 +41,11 @@ def test_masked_error_is_the_model_s_own_loss(norm_pix_loss, size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(patch_size=4), r"= \(8, 4, 4\).*got \(8, 8, 8\); .*patch_size=8"),
-        (dict(threshold=dict(type="mean")), r"count of AdversarialMasking is free.*quantile"),
+        (
+            dict(patch_size=4),
+            r"patch_size=\(4, 4\), but ViTMAE.*give the strategy patch_size=\(8, 8\)",
+        ),
+        (dict(threshold=dict(type="mean"), mask_ratio=None), "leaves the count free.*quantile"),
         (dict(gate=True), "leave out gate=True"),
     ],
 )

@@ -148,7 +148,7 @@ def test_fsdp_trains(tmp_path, options, fsdp):
     assert len(rows) == 3
     assert all(row["loss"] > 0 and row["mask_ratio"] == 0.25 for row in rows)
     state = weights(tmp_path / "epoch_1.pth")
-    assert state["masking.network.layers.0.weight"].shape == (32, 3, 3, 3)
+    assert state["masking.network.convolutions.0.weight"].shape == (32, 3, 3, 3)
 
 
 @pytest.mark.parametrize("hook", ["MaskingPicturesHook", "MaskingMetersHook"])

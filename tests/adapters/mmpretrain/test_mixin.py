@@ -118,16 +118,16 @@ def test_the_encoder_sees_exactly_the_strategy_s_visible_patches():
 
 
 def test_head_s_own_combined_loss_equals_the_strategy_s():
-    """The same total and gradients, wherever the loss stands; the head's lambda counts."""
+    """The same total and gradients, wherever the loss stands; not in both places."""
     by_strategy, one = step(
         build(masking=dict(type="AdversarialMasking", loss=dict(lambda_adv=0.7)))
     )
     head = config()["head"] | dict(
         loss=dict(type="CombinedAdversarialLoss", criterion="L2", lambda_adv=0.7)
     )
-    by_head, other = step(
+    by_head, other = step(build(masking=dict(type="AdversarialMasking"), head=head))
+    with pytest.raises(ValueError, match="both have a lambda_adv, of which the head's would count"):
         build(masking=dict(type="AdversarialMasking", loss=dict(lambda_adv=9.0)), head=head)
-    )
     assert by_head.keys() == by_strategy.keys()
     for key in by_head:
         assert torch.allclose(by_head[key], by_strategy[key], rtol=1e-6), key
@@ -183,7 +183,7 @@ def test_the_method_s_own_settings_are_the_defaults():
     assert masking.patch_size == (8, 8)
     assert masking.mask_ratio == 0.75
     assert masking.loss.criterion == "L1"
-    assert masking.network.layers[0].out_channels == 4
+    assert masking.network.convolutions[0].out_channels == 4
     own = build(masking=dict(type="AdversarialMasking", mask_ratio=0.5)).masking
     assert own.mask_ratio == 0.5
     losses, _ = step(build(masking=dict(type="AdversarialMasking", mask_ratio=0.5)))
@@ -252,8 +252,8 @@ def test_hivit_sees_exactly_the_strategy_s_visible_patches():
     images, seen = torch.randn(2, 3, 64, 64), {}
     made = model.masking.forward
 
-    def keep(pictures):
-        seen["mask"] = made(pictures)
+    def keep(pictures, *more):
+        seen["mask"] = made(pictures, *more)
         return seen["mask"]
 
     model.masking.forward = keep
@@ -267,7 +267,7 @@ def test_hivit_sees_exactly_the_strategy_s_visible_patches():
         ids = seen["mask"].ids_keep[row]
         assert not mask[row][ids].any()
         assert torch.equal(seen["entered"][row], seen["tokens"][row][ids])
-    assert model.masking.network.layers[0].weight.grad.abs().max() > 0
+    assert model.masking.network.convolutions[0].weight.grad.abs().max() > 0
     assert "masking_id" not in vars(model.backbone)
 
 
@@ -292,7 +292,9 @@ def test_a_strategy_that_the_backbone_cannot_take_is_refused(changes, message):
 
 def test_a_mask_over_another_grid_is_refused_by_hivit():
     model = build(masking=dict(type="RandomMasking"), **HIVIT)
-    with pytest.raises(ValueError, match="has 16 patches, got a mask over 2 x 2; set the back"):
+    with pytest.raises(
+        ValueError, match=r"images of 32 x 32 pixels have 2 x 2 = 4 patches, but .* is for 16; set"
+    ):
         model.loss(torch.randn(1, 3, 32, 32), [])
 
 

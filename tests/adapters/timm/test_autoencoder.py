@@ -12,8 +12,8 @@ timm = pytest.importorskip("timm", reason="needs the extra 'timm'")
 
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking  # noqa: E402
 from amn_masking.adapters.timm import MaskedAutoencoder, patch_size  # noqa: E402
-from amn_masking.meters import adversarial_gain, masked_mean  # noqa: E402
-from amn_masking.patches import patchify  # noqa: E402
+from amn_masking.meters import adversarial_gain  # noqa: E402
+from amn_masking.patches import masked_mean, patchify  # noqa: E402
 from tests.helpers.timm_models import (  # noqa: E402
     MODELS,
     TOKENS,
@@ -109,7 +109,7 @@ def test_the_strategy_s_loss_counts():
     adversarial, objective = absolute.loss.adversarial_terms(out.error, out.patch_mask)
     torch.testing.assert_close(out.loss, out.reconstruction + 2 * (adversarial + objective))
     out.loss.backward()
-    assert absolute.network.layers[0].weight.grad.abs().max() > 0
+    assert absolute.network.convolutions[0].weight.grad.abs().max() > 0
     everywhere = AdversarialMasking(0.5, 8, loss=dict(reconstruct="all"))
     mae, images = build("naflex", everywhere)
     out = mae(images)
@@ -169,13 +169,13 @@ def test_the_decoder_is_made_where_the_encoder_is():
     out = mae(images.bfloat16())
     out.loss.backward()
     assert torch.isfinite(out.loss)
-    assert masking.network.layers[0].weight.grad.dtype == torch.float32
+    assert masking.network.convolutions[0].weight.grad.dtype == torch.float32
 
 
 def test_gain_of_a_given_mask():
     mae, images = build()
     out = mae(images)
-    error = partial(mae.patch_error, images)
+    error = partial(mae.error_under, images)
     assert torch.equal(error(out.patch_mask), out.error)
     with torch.no_grad():
         order = error(out.patch_mask).argsort(1)

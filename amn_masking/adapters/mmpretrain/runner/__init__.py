@@ -1,7 +1,7 @@
 """What stands around the steps of a masked model in mmengine's Runner.
 
 Importing this changes nothing. What mmengine offers no other place for is put in its place by
-:func:`install`, when the first model with ``masking=`` is built, and acts for such models only.
+:func:`install`, when the first model of this package's classes is built, and acts for them only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 
 @functools.cache
 def install() -> None:
-    """For the rest of the process, and for models with ``masking=`` only:
+    """For the rest of the process, and for models of these classes only:
 
     - ``clip_grad`` clips the masking network by itself (:mod:`.clipping`);
     - checkpoints are read with torch's ``weights_only``, and a resume is refused from what is not

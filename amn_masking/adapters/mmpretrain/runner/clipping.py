@@ -21,9 +21,8 @@ class MaskingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     clipped to ``max_norm`` by its own norm, and ``grad_norm`` in the log is the autoencoder's.
 
     It stands in for ``DefaultOptimWrapperConstructor`` in mmpretrain's registry, so that a config
-    needs no change. Where a model has no masking network it is the stock one, and where the config
-    has no ``clip_grad`` it clips nothing. It is the one place that sees both the model and the optimizer
-    wrapper, of whatever type, under every runner and strategy.
+    needs no change. Where a model has no masking network it is the stock one. It is the one place
+    that sees both the model and the optimizer wrapper, of whatever type, under every runner.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:

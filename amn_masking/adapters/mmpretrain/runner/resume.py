@@ -15,7 +15,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
-from mmengine.runner import checkpoint as checkpoint_module
 from mmengine.utils import digit_version
 
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
@@ -146,11 +145,16 @@ def check_resumable(checkpoint: Any, model: torch.nn.Module, filename: str) -> N
     if not lines:
         return
     hint = ""
-    if all(name.startswith("masking.") for name in wanted.keys() ^ found.keys()):
-        if wanted.keys() - found.keys():
-            hint = "The file comes from a run without this masking network. "
-        elif found.keys() - wanted.keys():
+    ours, theirs = (
+        {name for name in weights if name.startswith("masking.")} for weights in (wanted, found)
+    )
+    if wanted.keys() ^ found.keys() <= ours | theirs:
+        if not theirs:
+            hint = "The file comes from a run without a masking network. "
+        elif not ours:
             hint = "The file comes from a run with a masking network, and masking= has none here. "
+        else:
+            hint = "The file comes from a run with another masking= (network or threshold). "
     raise ValueError(
         f"{filename} does not fit {type(model).__name__}: expected the model's {len(wanted)} "
         f"weights, got {'; '.join(lines)}. {hint}{mend}"
@@ -178,18 +182,23 @@ def model_of(runner: Runner) -> torch.nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def read_locally_with(loader: Callable) -> Callable:
+    """Let mmengine read local files by ``loader``; the one that did so far."""
+    before = CheckpointLoader._schemes[""]  # mmengine has a way to set it and none to ask
+    # Before 2.6 torch.load is not safe by default and reads the checkpoints as they are.
+    if digit_version(torch.__version__) >= digit_version("2.6"):
+        CheckpointLoader.register_scheme("", loader, force=True)
+    return before
+
+
 @contextmanager
 def read_safely() -> Iterator[None]:
     """For the duration, mmengine reads local files by :func:`load_from_local`."""
-    # Before 2.6 torch.load is not safe by default and reads the checkpoints as they are.
-    if digit_version(torch.__version__) < digit_version("2.6"):
-        yield
-        return
-    CheckpointLoader.register_scheme("", load_from_local, force=True)
+    before = read_locally_with(load_from_local)
     try:
         yield
     finally:
-        CheckpointLoader.register_scheme("", checkpoint_module.load_from_local, force=True)
+        read_locally_with(before)
 
 
 @contextmanager
@@ -204,12 +213,11 @@ def checked(runner: Runner, filename: str) -> Iterator[None]:
 
 
 def for_masked_models(method: Callable, check: bool) -> Callable:
-    """A method of the Runner that reads safely, and checks first, if its model is masked."""
+    """A method of the Runner that reads safely, and checks first, if its model takes masks."""
 
     @functools.wraps(method)
     def wrapped(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
-        model = model_of(runner)
-        if not isinstance(model, MaskableMethod) or getattr(model, "masking", None) is None:
+        if not isinstance(model_of(runner), MaskableMethod):
             return method(runner, filename, *args, **kwargs)
         with read_safely(), checked(runner, filename) if check else nullcontext():
             return method(runner, filename, *args, **kwargs)

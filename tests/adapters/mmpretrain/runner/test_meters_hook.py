@@ -38,7 +38,7 @@ def history(runner, key):
     return runner.message_hub.get_scalar(f"train/{key}").data[0].tolist()
 
 
-# --- masked_error
+# --- error_under
 
 
 @pytest.mark.parametrize(
@@ -51,26 +51,23 @@ def history(runner, key):
     ids=["stock head", "combined head", "combined head over all patches"],
 )
 @pytest.mark.parametrize("free", [False, True], ids=["equal counts", "free counts"])
-def test_masked_error_is_the_mean_over_masked_patches(head_loss, free):
+def test_error_under_a_mask_is_that_of_each_patch(head_loss, free):
     head = dict(type="MAEPretrainHead", norm_pix=True, patch_size=8, loss=head_loss)
     model = build(masking=dict(type="AdversarialMasking"), head=head)
     mask = torch.zeros(3, 16)
     for row in range(3):
         mask[row, torch.randperm(16)[: 4 + 3 * row * free]] = 1
     patch_mask, images = PatchMask.from_mask(mask), torch.randn(3, 3, 32, 32)
-    error = model.masked_error(patch_mask, images, [])
+    error = model.error_under(patch_mask, images, [])
     assert not error.requires_grad
     # By hand: every patch by itself.
     with torch.no_grad(), model.inject(patch_mask):
         latent, _, ids_restore = model.backbone(images)
         pred, target = model.neck(latent, ids_restore), model.head.construct_target(images)
-    total = sum(
-        float((pred[i, j] - target[i, j]).square().mean())
-        for i in range(3)
-        for j in range(16)
-        if mask[i, j]
-    )
-    assert error.item() == pytest.approx(total / mask.sum().item(), rel=1e-5)
+    for i in range(3):
+        for j in range(16):
+            expected = float((pred[i, j] - target[i, j]).square().mean())
+            assert error[i, j].item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- the hook
@@ -145,6 +142,7 @@ def test_hard_masks_have_a_gain_above_one_and_easy_ones_below(photos_config, los
         }
         if loss_is_in == "head":
             options["model.head.loss"] = dict(type="CombinedAdversarialLoss", lambda_adv=0.5)
+            options["model.masking.loss"] = None  # there is one lambda
         hooks = [dict(type="SetWeights", sign=sign), meters()]
         runner = train(photos_config, custom_hooks=hooks, **options)
         gains[sign] = sum(history(runner, "adversarial_gain")) / 6
@@ -163,7 +161,7 @@ class SetWeights(Hook):
 
     def before_train(self, runner):
         first, last = (
-            layer for layer in runner.model.masking.network.layers if hasattr(layer, "weight")
+            layer for layer in runner.model.masking.network.convolutions if hasattr(layer, "weight")
         )
         with torch.no_grad():
             for layer in (first, last):

@@ -38,7 +38,7 @@ def test_under_autocast_the_mask_and_its_gradient_are_made_in_float32(threshold)
     assert inside["scores"] == torch.float32
     assert not inside["cast"]
     patch_mask = inside["patch_mask"]
-    assert patch_mask.mask.dtype == patch_mask.logits.dtype == torch.float32
+    assert patch_mask.mask.dtype == patch_mask.learned.logits.dtype == torch.float32
     if threshold == "quantile":
         assert (patch_mask.mask.sum(1) == 12).all()
     # The adversarial term is that of the prediction, in float32 or better.
