@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from benchmarks.study.experiments import EXPERIMENTS
-from benchmarks.study.queue import run_all, runs_of, workers
+from benchmarks.study.pool import run_all, runs_of, workers
 from benchmarks.study.settings import USABLE
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results"

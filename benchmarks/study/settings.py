@@ -86,7 +86,7 @@ class Setting:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def random(recipe: Recipe, ratio: float) -> Setting:
+def random_masks(recipe: Recipe, ratio: float) -> Setting:
     return Setting("random", recipe, dict(type="RandomMasking", mask_ratio=ratio))
 
 

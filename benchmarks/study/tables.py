@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.study import store
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.figures import probe_against_ratio
-from benchmarks.study.queue import csv_of
+from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import ratio_of
 from benchmarks.study.stats import ENOUGH, Comparison, compare, holm
 from benchmarks.study.store import Row, worth
