@@ -127,7 +127,7 @@ def test_an_untrained_row_is_the_trained_ones_start():
 
 def test_reference_masks_hide_the_foreground_or_leave_it():
     ink = torch.rand(20, 16, generator=torch.Generator().manual_seed(0))
-    masks = reference_masks(ink, (4, 4), seed=0)
+    masks = reference_masks(torch.zeros(20, 1, 8, 8), patch=2, seed=0, ink=ink)
     hidden, visible = masks["foreground_hidden"].mask, masks["foreground_visible"].mask
     assert torch.equal(hidden, 1 - visible)
     assert (

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.study import cifar_arms
 from benchmarks.study.settings import (
     RECIPES,
     SETS,
@@ -370,5 +371,7 @@ def tiny() -> list[Setting]:
 EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
-    "grid16": grid16, "tiny": tiny,
+    "grid16": grid16, "tiny": tiny, "cifar": cifar_arms.cifar,
+    "cifar_tuning": cifar_arms.cifar_tuning, "cifar_lengths": cifar_arms.cifar_lengths,
+    "cifar_epochs": cifar_arms.cifar_epochs,
 }  # fmt: skip
