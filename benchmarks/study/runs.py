@@ -34,6 +34,8 @@ def run(experiment: str, setting: Setting, seed: int) -> Row:
     torch.set_num_threads(1)
     quiet()
     recipe, device = setting.recipe, training.device()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, for features outside autocast
     data = data_of(recipe, seed)
     numbers: dict[str, Any] = {"steps": 0, "seconds": 0.0}
     probe_c: float | None = None

@@ -231,7 +231,8 @@ def train(model: Any, images: Images, setting: Setting, seed: int) -> int:
 
 
 @torch.no_grad()
-def features(model: Any, pixels: Tensor, batch: int = 250) -> Tensor:
+def features(model: Any, pixels: Tensor) -> Tensor:
     """``(N, D)`` the mean over the patches of whole images, ``(N, C, S, S)``."""
     model.eval()
+    batch = 2000 if pixels.is_cuda else 250
     return torch.cat([model.extract_feat(part)[0][:, 1:].mean(1) for part in pixels.split(batch)])
