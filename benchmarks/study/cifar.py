@@ -59,10 +59,10 @@ def chosen(split: str, images: int, queries: int, seed: int | None, device: str)
         pixels = F.pad(normalised(part[0]), [MARGIN] * 4, mode="reflect")
         return Images(pixels, part[1], margin=MARGIN, mirrored=True)
 
-    disturbed = {
-        name: normalised(disturb(test[0], np.random.default_rng([5, index])))
-        for index, (name, disturb) in enumerate(CORRUPTIONS.items())
-    }
+    disturbed = {}
+    if split == "report":
+        for index, (name, disturb) in enumerate(CORRUPTIONS.items()):
+            disturbed[name] = normalised(disturb(test[0], np.random.default_rng([5, index])))
     source = "folder of pictures" if os.environ.get(FOLDER) else "torchvision"
     return Data(with_margin(train), with_margin(test), None, disturbed, source)
 

@@ -40,7 +40,7 @@ def logits(weight: Tensor, features: Tensor) -> Tensor:
     return features @ weight[:-1] + weight[-1]
 
 
-def fit_probe(features: Tensor, labels: Tensor, c: float, max_iter: int = 500) -> Probe:
+def fit_probe(features: Tensor, labels: Tensor, c: float, tol: float = 1e-4) -> Probe:
     """Fit by L-BFGS on all images at once, in float64.
 
     Minimises ``c * sum(cross entropies) + |W|^2 / 2``, without the intercepts in ``|W|``, as
@@ -50,7 +50,7 @@ def fit_probe(features: Tensor, labels: Tensor, c: float, max_iter: int = 500) -
         features: ``(N, D)``.
         labels: ``(N,)`` int64, 0 to K - 1.
         c: inverse strength of the regularisation, > 0.
-        max_iter: iterations.
+        tol: of the largest entry of the gradient of the mean over the images, at which it ends.
     """
     features = features.double()
     mean, scale = features.mean(0), features.std(0, correction=0)
@@ -59,7 +59,7 @@ def fit_probe(features: Tensor, labels: Tensor, c: float, max_iter: int = 500) -
     count, dim = standardised.shape
     weight = standardised.new_zeros(dim + 1, int(labels.max()) + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight], lr=1, max_iter=max_iter, tolerance_grad=1e-5, tolerance_change=1e-10,
+        [weight], lr=1, max_iter=500, tolerance_grad=tol, tolerance_change=0,
         history_size=10, line_search_fn="strong_wolfe",
     )  # fmt: skip
 

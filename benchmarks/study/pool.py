@@ -76,10 +76,10 @@ def runs_of(
 
 
 def suits_this_machine(recipe: Recipe) -> bool:
-    """Of recipes for photographs those in bfloat16 are for a GPU, the others for a CPU."""
+    """Of recipes for photographs those in float32 are for a CPU, the others for a GPU."""
     if not isinstance(recipe, PhotoRecipe):
         return True
-    return (recipe.precision == "bfloat16") == torch.cuda.is_available()
+    return (recipe.precision != "float32") == torch.cuda.is_available()
 
 
 def run_all(

@@ -49,7 +49,8 @@ class PhotoRecipe(Recipe):
     Attributes:
         images: to train on; of more the seed draws.
         queries: to test on; the same.
-        precision: of the training steps, ``'float32'`` or ``'bfloat16'`` by autocast.
+        precision: of the training steps: ``'float32'``, on a CPU; ``'tf32'`` or ``'bfloat16'`` by
+            autocast, on a GPU.
         seen: share of the patches that the encoder sees where the rest is not all predicted (see
             seen_predicted.py); 0: all that the mask leaves.
     """

@@ -1,0 +1,1 @@
+"""Benchmarks: what a strategy costs, how an estimator errs, what a mask is worth."""
