@@ -400,7 +400,7 @@ SUBTLE = (
     Break(
         "a network that is not trained goes unnoticed",
         CORE + "watch.py",
-        "elif strength and weight._version == self.version and self._unmoved(network):",
+        "elif weight._version == self.version and self._unmoved(weight):",
         "elif False:",
         "test_watch.py strategies",
     ),
