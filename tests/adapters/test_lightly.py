@@ -356,7 +356,7 @@ def test_wrong_use_is_an_error_and_not_a_network_that_never_learns():
         patch_mask = masking(images)
     with pytest.raises(ValueError, match=r"under torch\.no_grad\(\).*learn nothing"):
         masking.total_loss(error.mean(), error, patch_mask)
-    with pytest.raises(TypeError, match="expected the PatchMask .* got Tensor"):
+    with pytest.raises(TypeError, match=r"expected the PatchMask .* got Tensor"):
         masking.total_loss(error.mean(), error, bool_mask(patch_mask, timm(), images))
 
 
