@@ -68,6 +68,7 @@ class MaskingStrategy(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = None
+        self.told_of_progress = False
         size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
@@ -152,11 +153,14 @@ class MaskingStrategy(nn.Module):
             ValueError: a schedule's count is missing.
         """
         if not 0 <= progress <= 1:
-            warnings.warn(
-                f"progress is the share of training that is done, in [0, 1], got {progress}: the "
-                "nearest end is taken. Is the step counted against the right number of steps?",
-                stacklevel=2,
-            )
+            if not self.told_of_progress:
+                self.told_of_progress = True
+                warnings.warn(
+                    f"progress is the share of training that is done, in [0, 1], got {progress}: "
+                    "the nearest end is taken. Is the step counted against the right number of "
+                    "steps?",
+                    stacklevel=2,
+                )
             progress = min(max(progress, 0.0), 1.0)
         self.progress = (progress, iteration, epoch)
         for name, schedule in self.schedules.items():
