@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
-from amn_masking.patches import patchify
+from amn_masking.patches import image_means, patchify
 
 Reward = Literal["error", "variance_normalised"]
 REWARDS: tuple[str, ...] = get_args(Reward)
@@ -28,7 +29,9 @@ def patch_variance(images: Tensor, grid: tuple[int, int]) -> Tensor:
     return pixels.var(2, correction=0).mean(2)
 
 
-def reward_scale(images: Tensor, grid: tuple[int, int], eps: float = 1e-6) -> Tensor:
+def reward_scale(
+    images: Tensor, grid: tuple[int, int], valid: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
     """What the error is divided by to make it ``variance_normalised``: v_i + mean_j v_j.
 
     v_i is the mean squared error of the best constant prediction of patch i. Pure noise, whose
@@ -38,10 +41,12 @@ def reward_scale(images: Tensor, grid: tuple[int, int], eps: float = 1e-6) -> Te
     Args:
         images: ``(B, C, H, W)``.
         grid: (rows, columns) of patches.
+        valid: ``(B, L)`` bool, the patches that the image's mean is over; None for all.
         eps: for images of one colour.
 
     Returns:
         ``(B, L)`` float32, > 0.
     """
     variance = patch_variance(images, grid)
-    return variance + variance.mean(1, keepdim=True) + eps
+    every = torch.ones_like(variance) if valid is None else valid
+    return variance + image_means(variance, every) + eps

@@ -7,11 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amn_masking.estimators.base import Estimator
+from amn_masking.network import NEVER
 from amn_masking.patches import image_means
 from amn_masking.thresholds.base import Selection
-
-# The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
-NEVER = -1e9
 
 
 class ScoreFunction(Estimator):
