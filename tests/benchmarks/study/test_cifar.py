@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from amn_masking.knn import vote as slow_vote
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from amn_masking import PatchMask
-from amn_masking.knn import vote as slow_vote
 from benchmarks.study import cifar, classifiers, corruptions, measures, store, training
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.cifar_arms import (
