@@ -12,8 +12,8 @@ any time and called again. Seeds below 100 are for tuning, the others for report
 (data.py). ``tables`` writes docs/results/study.md and its figures from these files. ``smoke`` runs
 the smallest experiment anew in a folder of its own and prints its numbers beside the committed.
 
-``cifar`` is CIFAR-10, from FOLDER/train/CLASS/FILE and FOLDER/test/CLASS/FILE or by torchvision; its
-recipe is another on a GPU. ``tables`` writes docs/results/cifar.md, too.
+``cifar`` is CIFAR-10, from FOLDER/train/CLASS/FILE and FOLDER/test/CLASS/FILE or by torchvision;
+its recipe is another on a GPU. ``tables`` writes docs/results/cifar.md, too.
 
 ``search`` looks for better options of the learned mask, ``steps`` times a step of each strategy in
 turns, ``matrix`` tests each autoencoder under the masks of all strategies.
