@@ -103,7 +103,9 @@ def main_table(results: Path) -> list[str]:
     references = [STOCK]
     if (best := ("random", CHOSEN["random"])) != STOCK:
         references.append(best)
-    columns = [text for one in references for text in (f"less random {one[1]:g}", "95 %", "p")]
+    columns = [
+        text for one in references for text in (f"less random {one[1]:g}", "95 %, or by seed", "p")
+    ]
     lines = [
         line("masks", "ratio", "epochs", "n", "probe", *columns),
         line(*["---"] * (5 + len(columns))),
@@ -128,6 +130,30 @@ def beside(
         shown = "" if np.isnan(p) else f"{p:.3f}"
         texts[one] = [f"{comparison.mean:+.3f}", interval(comparison), shown]
     return texts
+
+
+PAIRS: tuple[tuple[Cell, Cell], ...] = (
+    *((("adversarial", ratio), ("random", ratio)) for ratio in RATIOS),
+    (("shuffled", 0.5), ("random", 0.5)),
+    (("shuffled", 0.5), ("adversarial", 0.5)),
+    (("predicted, learned", 0.25), ("predicted, random", 0.25)),
+)
+
+
+def same_price(results: Path) -> list[str]:
+    """Pairs of one ratio and of nearly one price: they differ in what is masked or predicted."""
+    probe = by_cell(report(results), "probe")
+    lines = [
+        line("masks", "less", "n", "difference of the probe", "95 %, or by seed"),
+        line(*["---"] * 5),
+    ]
+    for one, other in PAIRS:
+        if one in probe and other in probe:
+            found = compare(probe[one], probe[other])
+            names = (" at ".join(label(cell)) for cell in (one, other))
+            count = len(found.differences)
+            lines.append(line(*names, count, f"{found.mean:+.3f}", interval(found)))
+    return lines
 
 
 def other_measures(results: Path) -> list[str]:
@@ -165,5 +191,6 @@ def masks(results: Path) -> list[str]:
 
 TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
     "lengths": lengths, "recipes": recipes, "tuning": tuning, "main": main_table,
+    "same": same_price,
     "others": other_measures, "masks": masks,
 }  # fmt: skip
