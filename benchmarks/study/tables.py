@@ -36,9 +36,10 @@ def write_all(results: Path) -> None:
         "Made by `python -m benchmarks.study tables` from the CSV files beside it; every number is "
         "of small images and small encoders, see `benchmarks/study`. Means over seeds, "
         "with the smallest and the largest in brackets. Settings are chosen on tuning seeds; "
-        "report seeds have other images (of CIFAR-10 other test images), and the two are never put together. An interval is a "
-        "bootstrap 95 % interval of the mean difference by seed, p is of a paired t-test, "
-        "corrected by Holm over all rows of its table; neither is given for fewer than "
+        "report seeds have other images (of CIFAR-10 other test images), and the two are never "
+        "put together. An interval is a bootstrap 95 % interval of the mean difference by seed, "
+        "p is of a paired t-test, corrected by Holm over all rows of its table; neither is given "
+        "for fewer than "
         f"{ENOUGH} seeds.",
     ]
     for experiment in EXPERIMENTS:
