@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from amn_masking.counts import count_visible
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import gaussian_blur
 
+from amn_masking.counts import count_visible
 from amn_masking.mask import PatchMask
 from amn_masking.meters import (
     PositionMeter,
@@ -129,7 +129,7 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     if isinstance(threshold := getattr(model.masking, "threshold", None), Difficulty):
         metrics["running_gain"] = threshold.running_gain
     if learned is not None:
-        metrics["score_entropy"] = score_entropy(learned.score_logits)
+        metrics["score_entropy"] = score_entropy(learned.logits)
     for name, masks in reference_masks(pixels, patch, seed, ink).items():
         metrics[f"error_{name}"] = error(masks)
     return {name: float(value) for name, value in metrics.items()}
