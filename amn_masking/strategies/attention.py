@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from amn_masking.noise import tie_breaks
+from amn_masking.noise import ascending, tie_breaks
 from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
 
@@ -70,8 +70,10 @@ class AttentionMasking(RankedMasking):
         if hints == 0:
             return attention
         # In eval() the hints are the same in every call.
-        noise = tie_breaks(attention, not self.training, generator)
-        top = attention.argsort(1, descending=True).argsort(1) < num_masked
+        fixed = None if self.training else (height, width)
+        noise = tie_breaks(attention, fixed, generator)
+        rank = ascending(attention, fixed, generator).argsort(1)
+        top = rank >= length - num_masked
         drawn = noise.masked_fill(~top, 2.0).argsort(1).argsort(1) < hints
         return attention.masked_fill(drawn, torch.finfo(attention.dtype).min)
 

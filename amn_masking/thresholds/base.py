@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amn_masking.counts import count_range, longest_row
 from amn_masking.mask import PatchMask
 from amn_masking.network import to_logits
-from amn_masking.noise import tie_breaks, uniform
+from amn_masking.noise import ascending, uniform
 from amn_masking.schedules import Schedule
 
 
@@ -98,7 +98,8 @@ class Candidates:
             ranked = ranked.masked_fill(drawn_at_random, float("inf"))
         if self.valid is not None:
             ranked = ranked.masked_fill(~self.valid, float("-inf"))
-        ids_shuffle = self._order(ranked)
+        fixed = self.grid if self.deterministic else None
+        ids_shuffle = ascending(ranked, fixed, self.generator)
         if isinstance(num_masked, Tensor):
             visible = self.length - num_masked
             num_visible, visible_counts = longest_row(visible)
@@ -134,15 +135,6 @@ class Candidates:
         selection.tau = torch.where((wanted == num_masked)[:, None], tau_logit, selection.tau)
         selection.free_counts = True
         return selection
-
-    def _order(self, priorities: Tensor) -> Tensor:
-        """``(B, L)`` patches by ascending priority; equal ones in another order than the grid's.
-
-        A sort alone would keep the first of equal patches visible. So the patches are shuffled
-        before it.
-        """
-        shuffle = tie_breaks(priorities, self.deterministic, self.generator).argsort(1)
-        return shuffle.gather(1, priorities.gather(1, shuffle).argsort(1))
 
     def _round(self, counts: int | Tensor) -> Tensor:
         """``(B, 1)`` patches to draw at random, rounded up by chance, so that their mean is exact.
