@@ -36,7 +36,8 @@ class LearnedMask:
             gradient that is *not* reversed; None for nothing.
         gate: whether visible tokens are multiplied by 1 - surrogate.
         trainable: whether the masking network has anything to learn from this mask.
-        on_objective: is told of each error and this, before the objective is made.
+        on_objective: is told of each training step's error and this, before the objective is made;
+            not under ``torch.no_grad()``.
         loss: the strategy's own weights of the adversarial terms, where its user set them; no other
             loss may then add these terms.
     """
@@ -76,13 +77,13 @@ class LearnedMask:
         """
         if error.requires_grad and self.trainable and not self.logits.requires_grad:
             raise ValueError(
-                "this mask was made under torch.no_grad(), or detached, so the masking network "
-                "would learn nothing from this step; make it where gradients are recorded, in the "
-                "same step as the loss"
+                "this mask was made under torch.no_grad(), so the masking network would learn "
+                "nothing from this step; make it where gradients are recorded, in the same step as "
+                "the loss (or say that it is to learn nothing: patch_mask.detach())"
             )
         error = error.detach().to(self.surrogate.dtype)
         error = error.where(self.chosen.mask > 0, 0.0)
-        if self.on_objective is not None:
+        if self.on_objective is not None and torch.is_grad_enabled():
             self.on_objective(error, self)
         reward = error if self.reward_scale is None else error / self.reward_scale
         objective = self.estimate(reward, self)
@@ -104,10 +105,11 @@ class LearnedMask:
         return replace(moved, reward_scale=None if scale is None else scale.to(device))
 
     def detach(self) -> LearnedMask:
-        """The same without gradients."""
+        """The same without gradients: the masking network learns nothing from it."""
         regulariser = None if self.regulariser is None else self.regulariser.detach()
         return replace(
             self,
+            trainable=False,
             logits=self.logits.detach(),
             surrogate=self.surrogate.detach(),
             regulariser=regulariser,

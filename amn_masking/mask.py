@@ -298,7 +298,7 @@ class PatchMask:
         return self._changed(lambda value: value.to(device), learned)
 
     def detach(self) -> PatchMask:
-        """The same mask without gradients."""
+        """The same mask without gradients: the masking network learns nothing from it."""
         return replace(self, learned=None if self.learned is None else self.learned.detach())
 
     def _changed(

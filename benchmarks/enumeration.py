@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from amn_masking.estimators import Estimator
-from amn_masking.mask import PatchMask
-from amn_masking.thresholds import Threshold
+from amn_masking.learned import LearnedMask
+from amn_masking.thresholds import Candidates, Threshold
 
 
 def fixed_masks(length: int, masked: int) -> Tensor:
@@ -89,6 +89,7 @@ def bernoulli_gradient(reward: QuadraticReward, scale: float) -> Tensor:
 def sampled_gradients(
     estimator: Estimator,
     threshold: Threshold,
+    mask_ratio: float | None,
     reward: QuadraticReward,
     batch: int,
     generator: torch.Generator,
@@ -96,10 +97,19 @@ def sampled_gradients(
     """``(batch, L)`` one estimate an image, by the package's own path from logits to objective."""
     length = len(reward.logits)
     logits = reward.logits.expand(batch, -1).clone().requires_grad_()
-    keys = estimator.keys(logits, threshold.free_counts, generator)
-    selection = threshold(keys, logits.sigmoid(), (1, length), generator=generator)
-    patch_mask: PatchMask = selection.patch_mask
-    patch_mask.logits = logits
-    patch_mask.surrogate = estimator.surrogate(logits, keys, selection)
-    objective = estimator.objective(reward.errors(patch_mask.mask), patch_mask)
+    priorities = estimator.priorities(logits, threshold.free_counts, generator)
+    selection = threshold(
+        Candidates(priorities, (1, length), logits.sigmoid(), mask_ratio, generator=generator)
+    )
+    scores = logits.detach().sigmoid()
+    learned = LearnedMask(
+        chosen=selection.patch_mask,
+        logits=logits,
+        surrogate=estimator.surrogate(logits, priorities, selection),
+        patch_scores=scores,
+        score_map=scores[:, None, None],
+        threshold=selection.tau.sigmoid().squeeze(1),
+        estimate=estimator.objective,
+    )
+    objective = learned.objective(reward.errors(selection.patch_mask.mask))
     return torch.autograd.grad(objective, logits)[0] * batch

@@ -83,8 +83,8 @@ def run(rewards: int, samples: int) -> list[dict[str, object]]:
         exact = plackett_luce_gradient(reward, MASKED)
         for name, estimator in ESTIMATORS.items():
             generator = torch.Generator().manual_seed(seed)
-            threshold = Quantile(1 - (LENGTH - MASKED) / LENGTH)
-            got = sampled_gradients(estimator, threshold, reward, samples, generator)
+            ratio = MASKED / LENGTH
+            got = sampled_gradients(estimator, Quantile(), ratio, reward, samples, generator)
             numbers = {key: f"{value:.5g}" for key, value in measure(got, exact).items()}
             rows.append(
                 {"estimator": name, "interaction": interaction, "reward": seed} | numbers | setting

@@ -8,11 +8,11 @@ from hypothesis import given
 from torch import nn
 
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss, PatchMask, RandomMasking
-from amn_masking.losses import pool_error
 from amn_masking.network import pool_scores, standardise_logits, to_logits
 from amn_masking.patches import patchify
 from tests.helpers import draws
 from tests.helpers.autoencoder import Autoencoder
+from tests.helpers.selections import learn
 
 
 def gradients(module):
@@ -39,8 +39,8 @@ def test_the_value_is_the_obvious_sum(case):
     mask, grid = case
     both = torch.randn(2, *mask.shape, 5, dtype=torch.float64)
     pred, target = both
-    patch_mask = PatchMask.from_mask(mask, grid)
-    patch_mask.logits = torch.randn(mask.shape, dtype=torch.float64)
+    logits = torch.randn(mask.shape, dtype=torch.float64)
+    patch_mask = learn(PatchMask.from_mask(mask, grid), logits)
     loss = CombinedAdversarialLoss(lambda_adv=0.3)(pred, target, patch_mask)
     top = bottom = adversarial = 0.0
     for row in range(mask.shape[0]):
@@ -48,7 +48,7 @@ def test_the_value_is_the_obvious_sum(case):
         for patch in range(mask.shape[1]):
             if mask[row, patch]:
                 error = sum((p - t) ** 2 for p, t in zip(*both[:, row, patch], strict=True)) / 5
-                w = torch.sigmoid(patch_mask.logits[row, patch])
+                w = torch.sigmoid(logits[row, patch])
                 top, bottom = top + error, bottom + 1
                 weighted, weight = weighted + w * error, weight + w
         adversarial += weighted / weight / mask.shape[0]
@@ -79,7 +79,7 @@ def test_the_masking_network_s_gradient_is_the_reversed_one():
     mask = patch_mask.mask
     advantage = mask * (error - (error * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True))
     logits = standardise_logits(to_logits(pool_scores(masking.network(images), (6, 6))), 1.0)
-    soft = torch.sigmoid(logits - torch.logit(patch_mask.threshold)[:, None])
+    soft = torch.sigmoid(logits - torch.logit(patch_mask.learned.threshold)[:, None])
     ((advantage * soft).sum(1) / mask.sum(1)).mean().backward()
     expected = gradients(masking.network)
     for strength, lambda_adv in ((1.0, 0.5), (-1.0, 0.5), (0.25, 2.0), (0.0, 1.0)):
@@ -103,10 +103,10 @@ def test_a_step_makes_hard_masked_patches_score_higher():
             mean = (error * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
             return (mask * (error - mean) * logits).sum().item()
 
-        before = hard_minus_easy(patch_mask.logits)
-        patch_mask.objective(error, patch_mask).backward()
+        before = hard_minus_easy(patch_mask.learned.logits)
+        patch_mask.learned.objective(error).backward()
         optimizer.step()
-        change = hard_minus_easy(masking(images).logits) - before
+        change = hard_minus_easy(masking(images).learned.logits) - before
         assert change * strength > 0
 
 
@@ -186,7 +186,8 @@ def test_wrong_options_are_refused(options, message):
 @pytest.mark.parametrize("size", [(7, 6), (6, 7)])
 def test_an_error_that_does_not_split_into_the_grid_is_refused(size):
     with pytest.raises(ValueError, match="does not split into 3 x 3"):
-        pool_error(torch.zeros(1, 3, *size), (3, 3))
+        mask = PatchMask.from_mask(torch.eye(9)[:1])
+        CombinedAdversarialLoss()(torch.zeros(1, 3, *size), torch.zeros(1, 3, *size), mask)
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -200,7 +201,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_scores_that_round_to_zero_give_no_nan():
     patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 0]]))
-    patch_mask.logits = torch.full((1, 4), -200.0)
+    patch_mask = learn(patch_mask, torch.full((1, 4), -200.0))
     terms = CombinedAdversarialLoss().terms(torch.ones(1, 4, 2), torch.zeros(1, 4, 2), patch_mask)
     assert terms.reconstruction == 1
     assert terms.adversarial == 0

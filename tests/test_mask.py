@@ -9,6 +9,7 @@ from hypothesis import given
 from amn_masking import PatchMask
 from amn_masking.mask import invert_permutation
 from tests.helpers import draws
+from tests.helpers.selections import learn
 
 
 @given(draws.masks(free_counts=True))
@@ -94,12 +95,15 @@ def test_apply_fills_masked_pixels_only():
 
 def test_gate_is_one_in_value_and_reaches_the_surrogate():
     mask = torch.tensor([[1.0, 0, 0, 1]])
-    patch_mask = PatchMask.from_mask(mask, (2, 2))
     soft = torch.zeros(1, 4, requires_grad=True)
-    patch_mask.surrogate = mask + (soft - soft.detach())
+    surrogate = mask + (soft - soft.detach())
+    made = PatchMask.from_mask(mask, (2, 2))
+    patch_mask = learn(made, surrogate=surrogate, gate=True)
+    assert patch_mask.gate
+    assert not made.gate
+    assert not learn(made, surrogate=surrogate).gate
     tokens = torch.randn(1, 4, 3)
-    plain = patch_mask.gather_visible(tokens)
-    patch_mask.gate = True
+    plain = made.gather_visible(tokens)
     gated = patch_mask.gather_visible(tokens)
     assert torch.equal(gated, plain)
     gated.sum().backward()
@@ -107,14 +111,19 @@ def test_gate_is_one_in_value_and_reaches_the_surrogate():
 
 
 def test_detach_drops_every_gradient():
-    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2))
-    patch_mask.logits = torch.zeros(1, 2, requires_grad=True) * 2
-    patch_mask.surrogate = patch_mask.mask + patch_mask.logits
-    plain = patch_mask.detach()
-    assert not plain.surrogate.requires_grad
-    assert not plain.logits.requires_grad
-    assert torch.equal(plain.surrogate, patch_mask.mask)
-    assert PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2)).detach().logits is None
+    made = PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2))
+    logits = torch.zeros(1, 2, requires_grad=True) * 2
+    patch_mask = learn(made, logits, made.mask + logits, regulariser=logits.sum(1))
+    learned = patch_mask.detach().learned
+    assert not learned.surrogate.requires_grad
+    assert not learned.logits.requires_grad
+    assert not learned.regulariser.requires_grad
+    assert torch.equal(learned.surrogate, patch_mask.mask)
+    assert made.detach().learned is None
+    # It says itself that nothing is to be learned from it: no loss refuses it.
+    error = torch.ones(1, 2, requires_grad=True)
+    assert not learned.objective(error).requires_grad
+    assert patch_mask.learned.logits.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -156,8 +165,7 @@ def test_a_square_grid_is_assumed_and_bools_are_taken():
 
 def test_tokens_keep_their_dtype():
     mask = torch.tensor([[1.0, 0, 0, 1], [1, 1, 0, 1]])
-    patch_mask = PatchMask.from_mask(mask)
-    patch_mask.gate = True
+    patch_mask = learn(PatchMask.from_mask(mask), gate=True)
     visible = patch_mask.gather_visible(torch.randn(2, 4, 3, dtype=torch.bfloat16))
     assert visible.dtype == torch.bfloat16
     restored = patch_mask.scatter(visible, torch.zeros(3))

@@ -15,11 +15,11 @@ from tests.helpers import draws
 
 def test_default_is_the_specification_s_network():
     network = MaskingNetwork()
-    convolutions = [layer for layer in network.layers if isinstance(layer, nn.Conv2d)]
+    convolutions = [layer for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
     assert len(convolutions) == 3
     for layer in convolutions:
         assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
-    assert [type(layer) for layer in network.layers[1::2]] == [nn.ReLU, nn.ReLU]
+    assert [type(layer) for layer in network.convolutions[1::2]] == [nn.ReLU, nn.ReLU]
     score_map = network(torch.randn(2, 3, 20, 28))
     assert score_map.shape == (2, 1, 20, 28)
     assert ((score_map > 0) & (score_map < 1)).all()
@@ -30,7 +30,7 @@ def test_options_shape_the_network():
         in_channels=1, num_layers=4, channels=5, kernel_size=5, downsample=4, norm="group"
     )
     assert network(torch.randn(1, 1, 16, 32)).shape == (1, 1, 4, 8)
-    assert sum(isinstance(layer, nn.GroupNorm) for layer in network.layers) == 3
+    assert sum(isinstance(layer, nn.GroupNorm) for layer in network.convolutions) == 3
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -13,7 +13,7 @@ from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 from amn_masking.schedules import Schedule, as_schedule
 from tests.helpers.autoencoder import Autoencoder
 
-UNITS = ["share", "iter", "epoch"]
+UNITS = ["progress", "iter", "epoch"]
 values = st.floats(-1, 1)
 
 
@@ -36,11 +36,11 @@ def reference(start, end, begin, until, now):
     scale=st.sampled_from([1, 7, 90000]),
 )
 def test_values_are_the_reference_s_by_every_unit(by, start, end, stretch, now, scale):
-    scale = 1 if by == "share" else scale
+    scale = 1 if by == "progress" else scale
     begin, until, now = (x * scale for x in (*stretch, now))
     schedule = Schedule(start, end, begin, until, by)
-    told = {"share": 0.123, "iteration": 4.56, "epoch": 7.89}
-    told[{"share": "share", "iter": "iteration", "epoch": "epoch"}[by]] = now
+    told = {"progress": 0.123, "iteration": 4.56, "epoch": 7.89}
+    told[{"progress": "progress", "iter": "iteration", "epoch": "epoch"}[by]] = now
     expected = reference(start, end, begin, until, now)
     assert schedule(**told) == pytest.approx(float(expected), abs=1e-9)
     assert min(start, end) - 1e-9 <= schedule(**told) <= max(start, end) + 1e-9
@@ -62,12 +62,12 @@ def test_a_step_schedule_jumps_where_begin_is_until(by):
 
 
 def test_a_number_is_constant_and_a_schedule_may_outlast_the_training():
-    assert as_schedule(0.3, "strength", -1, 1)(0.9) == 0.3
-    long = as_schedule(dict(start=0, end=1, until=300, by="epoch"), "strength", -1, 1)
+    assert as_schedule(0.3, "strength")(0.9) == 0.3
+    long = as_schedule(dict(start=0, end=1, until=300, by="epoch"), "strength")
     assert long(1.0, 30, 3.0) == pytest.approx(0.01)
 
 
-def test_strategies_move_by_share_iteration_and_epoch_at_once():
+def test_strategies_move_by_progress_iteration_and_epoch_at_once():
     masking = AdversarialMasking(
         strength=dict(type="linear", start=-1, end=1, begin=0.2, until=0.6),
         random_share=dict(start=1.0, end=0.0, begin=10, until=20, by="iter"),
@@ -84,7 +84,7 @@ def test_strategies_move_by_share_iteration_and_epoch_at_once():
     assert by_epoch.strength == 0.75
 
 
-def test_share_schedules_need_the_share_only():
+def test_schedules_by_progress_need_the_progress_only():
     masking = AdversarialMasking(strength=dict(type="linear", start=-1, end=1))
     masking.set_progress(0.75)
     assert masking.strength == 0.5
@@ -124,8 +124,12 @@ def test_warm_up_freezes_the_network_and_leaves_its_gradient_zero():
 @pytest.mark.parametrize(
     ("schedule", "error", "message"),
     [
-        (dict(start=0, end=1, by="step"), ValueError, "by='share', 'iter' or 'epoch', got 'step'"),
-        (dict(start=0, end=1, by="epoch"), ValueError, r"expected until=.*arrives.*by='share'"),
+        (
+            dict(start=0, end=1, by="step"),
+            ValueError,
+            "by='progress', 'iter' or 'epoch', got 'step'",
+        ),
+        (dict(start=0, end=1, by="epoch"), ValueError, r"expected until=.*arrives.*by='progress'"),
         (dict(start=0, end=1, until=5), ValueError, "say by='iter' or by='epoch'. Got.*until=5"),
         (dict(start=0, end=1, begin=6, until=5, by="iter"), ValueError, "begin <= until"),
         (dict(start=0, end=1, begin=-1, until=5, by="iter"), ValueError, "begin <= until"),
@@ -136,10 +140,10 @@ def test_warm_up_freezes_the_network_and_leaves_its_gradient_zero():
         (
             dict(end=1.0),
             TypeError,
-            "strength expected a schedule with start.*without start",
+            "strength 'linear' expected start, got",
         ),
         (dict(start=0, end=1, by="step"), ValueError, "^strength: a schedule counts by"),
-        (dict(type="cosine"), ValueError, "unknown schedule type 'cosine' for strength"),
+        (dict(type="cosine"), ValueError, "unknown strength type 'cosine'; expected .*'linear'"),
     ],
 )
 def test_wrong_schedules_are_refused(schedule, error, message):
@@ -147,9 +151,11 @@ def test_wrong_schedules_are_refused(schedule, error, message):
         AdversarialMasking(strength=schedule)
 
 
-@pytest.mark.parametrize(
-    ("progress", "message"), [(1.1, "in \\[0, 1\\], got 1.1"), (-0.1, "share of training done")]
-)
-def test_a_share_out_of_range_is_refused(progress, message):
-    with pytest.raises(ValueError, match=message):
-        AdversarialMasking().set_progress(progress)
+@pytest.mark.parametrize(("progress", "strength"), [(1.1, 1.0), (-0.1, -1.0)])
+def test_beyond_the_training_the_nearest_end_counts_with_a_warning(progress, strength):
+    """A run is not stopped by a wrong number of steps, as of a loop that counts two optimizers."""
+    masking = AdversarialMasking(strength=dict(start=-1, end=1))
+    masking.set_progress(0.5)
+    with pytest.warns(UserWarning, match=rf"in \[0, 1\], got {progress}: the nearest end"):
+        masking.set_progress(progress)
+    assert masking.strength == strength

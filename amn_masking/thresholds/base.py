@@ -186,6 +186,9 @@ class Threshold(nn.Module):
     free_counts: bool = False
     takes_ratio: bool = True
 
+    def __init__(self) -> None:  # nn.Module's own takes any argument
+        super().__init__()
+
     def forward(self, candidates: Candidates) -> Selection:
         """Choose the patches to mask."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking
 from amn_masking.estimators import ESTIMATORS, Gumbel, Ranking, ScoreFunction, StraightThrough
-from amn_masking.estimators.base import gumbel_noise
+from amn_masking.noise import gumbel
 from tests.helpers import draws
 from tests.helpers.selections import selected
 
@@ -21,11 +21,12 @@ each_estimator = pytest.mark.parametrize("name", ESTIMATORS)
 @given(seed=draws.seeds)
 def test_the_surrogate_equals_the_mask_bit_for_bit_and_the_objective_is_zero(name, free, seed):
     estimator = ESTIMATORS[name]()
-    _, keys, _, patch_mask = selected(estimator, free, seed=seed)
-    assert torch.equal(patch_mask.surrogate, patch_mask.mask.to(patch_mask.surrogate.dtype))
-    assert not keys.requires_grad
+    _, priorities, _, patch_mask = selected(estimator, free, seed=seed)
+    surrogate = patch_mask.learned.surrogate
+    assert torch.equal(surrogate, patch_mask.mask.to(surrogate.dtype))
+    assert not priorities.requires_grad
     error = torch.rand(3, 6, dtype=torch.float64)
-    assert estimator.objective(error, patch_mask).item() == 0
+    assert patch_mask.learned.objective(error).item() == 0
 
 
 @each_estimator
@@ -40,16 +41,18 @@ def test_through_the_strategy_in_every_precision(name, case, seed, dtype, free):
     grid, ratio = case
     torch.manual_seed(seed)
     masking = AdversarialMasking(
-        mask_ratio=ratio,
+        mask_ratio=None if free else ratio,
         patch_size=2,
         estimator=dict(type=name),
         threshold=dict(type="mean") if free else dict(type="quantile"),
         network=dict(channels=2),
-    ).to(dtype)
+    )
+    enough = free or grid[0] * grid[1] - draws.visible_reference(grid[0] * grid[1], ratio) > 1
+    masking = masking.to(dtype).train(enough)
     images = torch.randn(2, 3, 2 * grid[0], 2 * grid[1], dtype=dtype)
     patch_mask = masking(images)
-    assert patch_mask.surrogate.dtype == torch.float32
-    assert torch.equal(patch_mask.surrogate, patch_mask.mask)
+    assert patch_mask.learned.surrogate.dtype == torch.float32
+    assert torch.equal(patch_mask.learned.surrogate, patch_mask.mask)
     assert patch_mask.ids_restore.dtype == torch.int64
     masked = patch_mask.mask.sum(1)
     assert ((masked >= 1) & (masked < patch_mask.num_patches)).all()
@@ -59,7 +62,7 @@ def test_through_the_strategy_in_every_precision(name, case, seed, dtype, free):
 def test_the_threshold_gets_no_gradient_from_a_straight_through(estimator):
     """With a free count tau is made from the scores; sg(tau) keeps each patch to itself."""
     logits, _, _, patch_mask = selected(estimator, free=True)
-    patch_mask.surrogate[0, 0].backward()
+    patch_mask.learned.surrogate[0, 0].backward()
     assert logits.grad[0, 0] != 0
     assert not logits.grad[0, 1:].any()
     assert not logits.grad[1:].any()
@@ -69,7 +72,7 @@ def test_the_threshold_gets_no_gradient_from_a_straight_through(estimator):
 def test_the_objective_is_the_advantage_times_the_surrogate(estimator):
     logits, _, _, patch_mask = selected(estimator)
     error, mask = torch.rand(3, 6, dtype=torch.float64), patch_mask.mask
-    (got,) = torch.autograd.grad(estimator.objective(error, patch_mask), logits, retain_graph=True)
+    (got,) = torch.autograd.grad(patch_mask.learned.objective(error), logits, retain_graph=True)
     rewards = (error * mask).sum(1) / mask.sum(1)
     total = 0.0
     for row in range(3):
@@ -80,22 +83,25 @@ def test_the_objective_is_the_advantage_times_the_surrogate(estimator):
         for patch in range(6):
             if mask[row, patch]:
                 advantage = error[row, patch] - baseline
-                total = total + advantage * patch_mask.surrogate[row, patch] / mask[row].sum() / 3
+                total = (
+                    total
+                    + advantage * patch_mask.learned.surrogate[row, patch] / mask[row].sum() / 3
+                )
     (expected,) = torch.autograd.grad(total, logits)
     assert torch.allclose(got, expected)
 
 
 @pytest.mark.parametrize("free", [False, True])
-def test_without_noise_the_keys_are_the_logits(free):
+def test_without_noise_the_priorities_are_the_logits(free):
     logits = torch.randn(2, 5, requires_grad=True)
     for estimator in (StraightThrough(noise=0.0), Ranking(noise=0.0)):
-        assert torch.equal(estimator.keys(logits, free, None), logits.detach())
+        assert torch.equal(estimator.priorities(logits, free, None), logits.detach())
 
 
 def test_noise_scales():
     logits, seeds = torch.zeros(1, 1000), (torch.Generator().manual_seed(0) for _ in range(2))
     one, two = (
-        StraightThrough(noise=scale).keys(logits, False, generator)
+        StraightThrough(noise=scale).priorities(logits, False, generator)
         for scale, generator in zip((1.0, 2.0), seeds, strict=True)
     )
     assert torch.allclose(two, 2 * one)
@@ -107,7 +113,7 @@ def test_errors_carry_no_gradient_into_the_objective():
     for estimator in (StraightThrough(), ScoreFunction(), Ranking()):
         _, _, _, patch_mask = selected(estimator)
         error = torch.rand(3, 6, dtype=torch.float64, requires_grad=True)
-        estimator.objective(error, patch_mask).backward()
+        patch_mask.learned.objective(error).backward()
         assert error.grad is None
 
 
@@ -126,11 +132,11 @@ def test_options_out_of_range_are_refused(make, message):
 
 def test_the_noise_has_the_logits_dtype():
     for dtype in (torch.float32, torch.float64):
-        assert gumbel_noise(torch.zeros(1, 2, dtype=dtype), None).dtype == dtype
+        assert gumbel(torch.zeros(1, 2, dtype=dtype)).dtype == dtype
 
 
 def test_half_precision_errors_are_not_rounded_further():
     _, _, _, patch_mask = selected(StraightThrough())
     error = torch.rand(3, 6).bfloat16()
-    objective = StraightThrough().objective(error, patch_mask)
-    assert objective.dtype == patch_mask.surrogate.dtype
+    learned = patch_mask.learned
+    assert learned.objective(error).dtype == learned.surrogate.dtype

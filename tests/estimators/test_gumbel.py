@@ -8,9 +8,9 @@ from amn_masking.estimators import Gumbel
 from tests.helpers.selections import selected
 
 
-def test_gumbel_is_the_sigmoid_s_gradient_at_the_keys():
-    logits, keys, selection, patch_mask = selected(Gumbel(temperature=0.5))
+def test_gumbel_is_the_sigmoid_s_gradient_at_the_priorities():
+    logits, priorities, selection, patch_mask = selected(Gumbel(temperature=0.5))
     weight = torch.randn(3, 6, dtype=torch.float64)
-    (patch_mask.surrogate * weight).sum().backward()
-    p = ((keys - selection.tau) / 0.5).sigmoid()
+    (patch_mask.learned.surrogate * weight).sum().backward()
+    p = ((priorities - selection.tau) / 0.5).sigmoid()
     assert torch.allclose(logits.grad, weight * p * (1 - p) / 0.5)

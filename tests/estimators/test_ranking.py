@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amn_masking import PatchMask
 from amn_masking.estimators import Ranking
 from amn_masking.thresholds import Quantile
-from tests.helpers.selections import selected
+from tests.helpers.selections import choose, learn, selected
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -16,7 +15,7 @@ def test_ranking_is_the_mean_log_likelihood_of_the_order(free):
     logits, _, _, patch_mask = selected(Ranking(), free)
     error, mask = torch.rand(3, 6, dtype=torch.float64), patch_mask.mask
     error[0, :3] = 0.5  # equal errors have no order
-    (got,) = torch.autograd.grad(Ranking().objective(error, patch_mask), logits)
+    (got,) = torch.autograd.grad(patch_mask.learned.objective(error), logits)
     total = 0.0
     for row in range(3):
         pairs = [
@@ -34,20 +33,13 @@ def test_ranking_is_the_mean_log_likelihood_of_the_order(free):
 
 def test_ranking_has_no_gradient_through_the_mask():
     _, _, _, patch_mask = selected(Ranking())
-    assert not patch_mask.surrogate.requires_grad
-
-
-def test_ranking_without_logits_is_refused():
-    patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0]]), (1, 2))
-    with pytest.raises(ValueError, match="expected a PatchMask with logits"):
-        Ranking().objective(torch.zeros(1, 2), patch_mask)
+    assert not patch_mask.learned.surrogate.requires_grad
 
 
 def test_one_masked_patch_has_no_order_and_no_gradient():
     logits = torch.randn(2, 4, requires_grad=True)
-    selection = Quantile(0.25)(logits.detach(), logits, (2, 2))
-    patch_mask = selection.patch_mask
-    patch_mask.logits = patch_mask.surrogate = logits
-    Ranking().objective(torch.rand(2, 4), patch_mask).backward()
+    selection = choose(Quantile(), logits.detach(), logits, (2, 2), 0.25)
+    patch_mask = learn(selection.patch_mask, logits, estimate=Ranking().objective)
+    patch_mask.learned.objective(torch.rand(2, 4)).backward()
     assert torch.isfinite(logits.grad).all()
     assert not logits.grad.any()

@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from amn_masking.estimators import ScoreFunction
-from amn_masking.estimators.base import masked_mean
 from amn_masking.estimators.score_function import log_bernoulli, log_plackett_luce
+from amn_masking.patches import image_means
 from amn_masking.thresholds import Mean, Quantile
 from benchmarks.enumeration import (
     QuadraticReward,
@@ -17,7 +17,7 @@ from benchmarks.enumeration import (
     plackett_luce_gradient,
     sampled_gradients,
 )
-from tests.helpers.selections import selected
+from tests.helpers.selections import choose, selected
 
 BATCH = 2  # where a baseline that holds the image's own reward would do most harm
 
@@ -34,12 +34,12 @@ def hotelling(samples, exact):
     return stats.f.sf(float(statistic) * (count - dim) / (dim * (count - 1)), dim, count - dim)
 
 
-def batches(estimator, threshold, reward, count, seed=0):
+def batches(estimator, threshold, ratio, reward, count, seed=0):
     """``(count, L)`` independent estimates, each the mean over a batch of its own."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack(
         [
-            sampled_gradients(estimator, threshold, reward, BATCH, generator).mean(0)
+            sampled_gradients(estimator, threshold, ratio, reward, BATCH, generator).mean(0)
             for _ in range(count)
         ]
     )
@@ -48,8 +48,8 @@ def batches(estimator, threshold, reward, count, seed=0):
 class OwnReward(ScoreFunction):
     """Biased on purpose: the baseline is the batch mean, the image's own reward included."""
 
-    def baseline(self, error, mask):
-        return masked_mean(error, mask).mean(0, keepdim=True)
+    def baseline(self, reward, mask):
+        return image_means(reward, mask).mean(0, keepdim=True)
 
 
 def test_all_70_masks_are_enumerated():
@@ -62,7 +62,7 @@ def test_all_70_masks_are_enumerated():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_fixed_counts_are_unbiased(seed):
     reward = QuadraticReward(8, seed)
-    samples = batches(ScoreFunction(), Quantile(0.5), reward, 5000)
+    samples = batches(ScoreFunction(), Quantile(), 0.5, reward, 5000)
     exact = plackett_luce_gradient(reward, 4)
     # A shift of all logits changes nothing, so gradients sum to 0: one coordinate says no more.
     assert hotelling(samples[:, :-1], exact[:-1]) > 0.001
@@ -70,14 +70,14 @@ def test_fixed_counts_are_unbiased(seed):
 
 def test_that_test_can_fail():
     reward = QuadraticReward(8, 0)
-    samples = batches(OwnReward(), Quantile(0.5), reward, 5000)
+    samples = batches(OwnReward(), Quantile(), 0.5, reward, 5000)
     assert hotelling(samples[:, :-1], plackett_luce_gradient(reward, 4)[:-1]) < 1e-6
 
 
 def test_free_counts_are_unbiased():
     reward = QuadraticReward(12, 0)
     threshold = Mean(scale=1.0, ratio_range=(0, 1))
-    samples = batches(ScoreFunction(), threshold, reward, 5000)
+    samples = batches(ScoreFunction(), threshold, None, reward, 5000)
     exact = bernoulli_gradient(reward, 1.0)
     assert hotelling(samples, exact) > 0.001
 
@@ -85,15 +85,15 @@ def test_free_counts_are_unbiased():
 class FrozenThreshold(ScoreFunction):
     """Biased on purpose: leaves out the gradient through tau."""
 
-    def surrogate(self, logits, keys, selection):
+    def surrogate(self, logits, priorities, selection):
         selection.tau = selection.tau.detach()
-        return super().surrogate(logits, keys, selection)
+        return super().surrogate(logits, priorities, selection)
 
 
 @pytest.mark.parametrize("estimator", [OwnReward(), FrozenThreshold()])
 def test_that_test_can_fail_too(estimator):
     reward = QuadraticReward(12, 0)
-    samples = batches(estimator, Mean(scale=1.0, ratio_range=(0, 1)), reward, 5000)
+    samples = batches(estimator, Mean(scale=1.0, ratio_range=(0, 1)), None, reward, 5000)
     assert hotelling(samples, bernoulli_gradient(reward, 1.0)) < 1e-6
 
 
@@ -101,7 +101,7 @@ def test_log_probability_is_plackett_luce_s():
     """Against the product of the draws, written out."""
     logits = torch.randn(3, 6, dtype=torch.float64)
     keys = logits + torch.randn(3, 6, dtype=torch.float64)
-    selection = Quantile(0.5)(keys, logits.sigmoid(), (2, 3))
+    selection = choose(Quantile(), keys, logits.sigmoid(), (2, 3), 0.5)
     got = log_plackett_luce(logits, selection)
     for row in range(3):
         left = list(range(6))
@@ -121,7 +121,7 @@ def test_probabilities_of_all_orders_sum_to_one():
     for order in permutations(range(5), 2):
         keys = torch.zeros(1, 5, dtype=torch.float64)
         keys[0, order[0]], keys[0, order[1]] = 2.0, 1.0
-        total += log_plackett_luce(logits, Quantile(0.4)(keys, keys, (1, 5))).exp().item()
+        total += log_plackett_luce(logits, choose(Quantile(), keys, keys, (1, 5), 0.4)).exp().item()
     assert total == pytest.approx(1.0)
 
 
@@ -130,8 +130,8 @@ def test_patches_masked_at_random_are_no_draws():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 8, dtype=torch.float64)
     keys = logits + torch.randn(1, 8, dtype=torch.float64, generator=generator)
-    selection = Quantile(0.5)(keys, keys, (2, 4), random_share=0.5, generator=generator)
-    drawn = selection.random[0].nonzero().flatten().tolist()
+    selection = choose(Quantile(), keys, keys, (2, 4), 0.5, random_share=0.5, generator=generator)
+    drawn = selection.drawn_at_random[0].nonzero().flatten().tolist()
     assert len(drawn) == 2
     left = [patch for patch in range(8) if patch not in drawn]
     expected = 1.0
@@ -158,7 +158,7 @@ def test_log_bernoulli_is_the_product_over_the_patches():
 
 def test_with_a_free_count_the_surrogate_is_bernoulli_s():
     logits, _, selection, patch_mask = selected(ScoreFunction(), free=True)
-    (got,) = torch.autograd.grad(patch_mask.surrogate.sum(), logits, retain_graph=True)
+    (got,) = torch.autograd.grad(patch_mask.learned.surrogate.sum(), logits, retain_graph=True)
     log_pi = log_bernoulli(logits, selection) * patch_mask.mask.sum(1)
     (expected,) = torch.autograd.grad(log_pi.sum(), logits)
     assert torch.allclose(got, expected)

@@ -12,6 +12,7 @@ from amn_masking.estimators.score_function import log_bernoulli, log_plackett_lu
 from amn_masking.network import standardise_logits, to_logits
 from amn_masking.strategies.adversarial import reverse_gradient
 from amn_masking.thresholds import Mean, Quantile
+from tests.helpers.selections import choose
 
 
 def step(masking, images, pred, target):
@@ -44,7 +45,7 @@ def test_the_mask_path_compiles_without_a_graph_break(estimator, random_share):
     loss, mask, _ = compiled(masking, images, pred, target)
     loss.backward()
     assert (mask.sum(1) == 27).all()
-    assert masking.network.layers[0].weight.grad.abs().max() > 0
+    assert masking.network.convolutions[0].weight.grad.abs().max() > 0
 
     # Without noise the compiled step is the eager one, gradients included.
     masking.eval()
@@ -74,12 +75,12 @@ def test_exact_gradients_pass_gradcheck():
     torch.manual_seed(0)
     logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     keys = torch.randn(2, 6, dtype=torch.float64)
-    fixed = Quantile(0.5)(keys, keys, (2, 3))
+    fixed = choose(Quantile(), keys, keys, (2, 3), 0.5)
     assert gradcheck(lambda z: log_plackett_luce(z, fixed), logits)
 
     def bernoulli(z):
         # keys: the mask stays as it is while z moves; tau moves with the scores of z.
-        return log_bernoulli(z, Mean()(keys, z.sigmoid(), (2, 3)))
+        return log_bernoulli(z, choose(Mean(), keys, z.sigmoid(), (2, 3)))
 
     assert gradcheck(bernoulli, logits)
     assert gradcheck(standardise_logits, logits)

@@ -11,8 +11,10 @@ from scipy import stats
 
 from amn_masking import RandomMasking
 from amn_masking.estimators import Gumbel, ScoreFunction, StraightThrough
+from amn_masking.noise import gumbel
 from amn_masking.thresholds import Mean, Quantile
 from benchmarks.enumeration import fixed_masks
+from tests.helpers.selections import choose, masks_of
 
 DRAWS = 40_000
 
@@ -21,9 +23,9 @@ def drawn_masks(logits, seed=0):
     """``(DRAWS, L)`` masks of half of the patches, drawn by the score function's noise."""
     generator = torch.Generator().manual_seed(seed)
     logits = logits.expand(DRAWS, -1)
-    keys = ScoreFunction().keys(logits, False, generator)
+    priorities = ScoreFunction().priorities(logits, False, generator)
     grid = (1, logits.shape[1])
-    return Quantile(0.5)(keys, logits.sigmoid(), grid, generator=generator).patch_mask.mask
+    return masks_of(Quantile(), priorities, grid, 0.5, generator=generator)
 
 
 def frequencies(masks, every):
@@ -60,9 +62,9 @@ def test_masks_at_constant_scores_are_uniform_over_all_70():
 
 
 def test_ties_without_noise_are_uniform_over_all_70():
-    keys = torch.zeros(DRAWS, 8)
+    logits = torch.zeros(DRAWS, 8)
     generator = torch.Generator().manual_seed(0)
-    masks = Quantile(0.5)(keys, keys, (2, 4), generator=generator).patch_mask.mask
+    masks = masks_of(Quantile(), logits, (2, 4), 0.5, generator=generator)
     assert stats.chisquare(frequencies(masks, fixed_masks(8, 4))).pvalue > 0.001
 
 
@@ -99,8 +101,10 @@ def test_free_counts_mask_each_patch_on_its_own_with_sigmoid_z_minus_tau(estimat
     logits = torch.linspace(-1, 2, 12)
     generator = torch.Generator().manual_seed(0)
     rows = logits.expand(DRAWS, -1)
-    keys = estimator.keys(rows, True, generator)
-    selection = Mean(ratio_range=(0, 1))(keys, rows.sigmoid(), (3, 4), generator=generator)
+    priorities = estimator.priorities(rows, True, generator)
+    selection = choose(
+        Mean(ratio_range=(0, 1)), priorities, rows.sigmoid(), (3, 4), generator=generator
+    )
     tau = torch.logit(logits.sigmoid().mean())
     expected = (logits - tau).sigmoid()
     masks = selection.patch_mask.mask
@@ -112,16 +116,12 @@ def test_free_counts_mask_each_patch_on_its_own_with_sigmoid_z_minus_tau(estimat
 
 
 def test_noise_is_gumbel():
-    from amn_masking.estimators.base import gumbel_noise
-
-    noise = gumbel_noise(torch.zeros(200, 200), torch.Generator().manual_seed(0))
+    noise = gumbel(torch.zeros(200, 200), torch.Generator().manual_seed(0))
     assert torch.isfinite(noise).all()
     assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > 0.001
 
 
 def test_noise_is_finite_for_every_draw(monkeypatch):
-    from amn_masking.estimators.base import gumbel_noise
-
     for value in (0.0, 1 - 2**-24):
         monkeypatch.setattr(torch, "rand", lambda *a, value=value, **k: torch.full((1, 2), value))
-        assert torch.isfinite(gumbel_noise(torch.zeros(1, 2), None)).all()
+        assert torch.isfinite(gumbel(torch.zeros(1, 2))).all()

@@ -12,10 +12,11 @@ from tests.helpers.pictures import images_of
 def test_larger_scores_are_masked_first_in_eval():
     masking = AdversarialMasking(mask_ratio=0.5, patch_size=4).eval()
     patch_mask = masking(images_of((6, 6)))
-    scores, mask = patch_mask.patch_scores, patch_mask.mask.bool()
+    learned, mask = patch_mask.learned, patch_mask.mask.bool()
+    scores = learned.patch_scores
     for row in range(2):
         assert scores[row][mask[row]].min() > scores[row][~mask[row]].max()
-        above = patch_mask.scores[row] > patch_mask.threshold[row]
+        above = learned.relative_scores[row] > learned.threshold[row]
         assert torch.equal(above, mask[row])
 
 
@@ -35,16 +36,25 @@ def test_free_counts_follow_the_mean_threshold():
     ).eval()
     assert masking.free_counts
     patch_mask = masking(images_of((6, 6), batch=4))
-    scores = patch_mask.patch_scores
+    scores = patch_mask.learned.patch_scores
     assert torch.equal(patch_mask.mask.bool(), scores > scores.mean(1, keepdim=True))
 
 
-def test_constant_images_get_random_masks_not_the_first_patches():
-    masking = AdversarialMasking(mask_ratio=0.5, patch_size=4, network=dict(num_layers=1)).eval()
-    for layer in masking.network.layers:
+def test_constant_images_get_random_masks_in_training_and_spread_ones_in_eval():
+    """Not the first patches, as a plain sort would have it."""
+    noiseless = dict(type="straight_through", noise=0.0)
+    masking = AdversarialMasking(0.5, 4, network=dict(num_layers=1), estimator=noiseless)
+    for layer in masking.network.convolutions:
         nn_init_zero(layer)
     frequency = masking(torch.zeros(2000, 3, 8, 8)).mask.mean(0)
     assert (frequency - 0.5).abs().max() < 4 * 0.5 / 2000**0.5
+    mask = masking.eval()(torch.zeros(2, 3, 56, 56)).mask.reshape(2, 14, 14)
+    assert torch.equal(mask, masking(torch.zeros(2, 3, 56, 56)).mask.reshape(2, 14, 14))
+    # Every row and column, and every quarter of the image, has its share, give or take two.
+    for lines in (mask.sum(1), mask.sum(2)):
+        assert ((lines - 7).abs() <= 2).all()
+    for quarter in (mask[:, :7, :7], mask[:, :7, 7:], mask[:, 7:, :7], mask[:, 7:, 7:]):
+        assert ((quarter.sum((1, 2)) - 24.5).abs() <= 2).all()
 
 
 def nn_init_zero(layer):
@@ -57,8 +67,8 @@ def test_masks_are_made_in_float32_under_autocast():
     plain = masking(pictures)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = masking(pictures)
-    assert cast.logits.dtype == torch.float32
-    assert torch.equal(cast.logits, plain.logits)
+    assert cast.learned.logits.dtype == torch.float32
+    assert torch.equal(cast.learned.logits, plain.learned.logits)
     half = masking.bfloat16()(pictures.bfloat16())
     assert half.mask.dtype == torch.float32
     assert (half.mask.sum(1) == 18).all()
@@ -80,10 +90,24 @@ def test_nothing_with_a_graph_stays_on_the_module():
     [
         (dict(threshold=dict(type="median")), ValueError, "unknown threshold type 'median'.*mean"),
         (dict(threshold="mean"), TypeError, r"threshold=dict\(type='quantile', ...\), got 'mean'"),
-        (dict(estimator="gumbel"), TypeError, "estimator expected a dict"),
-        (dict(network="small"), TypeError, "network expected a dict"),
-        (dict(mask_ratio=7, threshold=dict(type="mean")), ValueError, r"must lie in \(0, 1\)"),
-        (dict(temperature=float("nan")), ValueError, "temperature must be positive"),
+        (
+            dict(estimator="gumbel"),
+            TypeError,
+            r"estimator expected a Estimator, or a dict such as estimator=dict\(type=",
+        ),
+        (dict(network="small"), TypeError, r"network expected a Module, or a dict"),
+        (dict(mask_ratio=7), ValueError, r"must lie in \(0, 1\), got 7"),
+        (
+            dict(mask_ratio=0.5, threshold=dict(type="mean")),
+            ValueError,
+            "Mean.*takes no mask_ratio",
+        ),
+        (
+            dict(threshold=dict(type="quantile", mask_ratio=0.8)),
+            TypeError,
+            "does not take mask_ratio.*the ratio is the strategy's own argument mask_ratio",
+        ),
+        (dict(temperature=float("nan")), ValueError, r"temperature must lie in \(0, inf\)"),
         (dict(threshold=dict(type="mean", ratio_range=0.5)), ValueError, "expected two numbers"),
         (dict(patch_size=16.0), ValueError, "positive integers, got 16.0"),
         (dict(gate=True, estimator=dict(type="ranking")), ValueError, "or leave the gate out"),
@@ -106,10 +130,10 @@ def test_nothing_with_a_graph_stays_on_the_module():
         (dict(mask_ratio=0), ValueError, r"must lie in \(0, 1\), got 0"),
         (dict(patch_size=0), ValueError, "patch_size must be one or two positive"),
         (dict(strength=2), ValueError, r"strength must lie in \[-1, 1\], got 2"),
-        (dict(strength=dict(type="cosine")), ValueError, "unknown schedule type 'cosine'"),
+        (dict(strength=dict(type="cosine")), ValueError, "unknown strength type 'cosine'"),
         (dict(strength="strong"), TypeError, "strength must be a number or"),
         (dict(random_share=-0.1), ValueError, r"random_share must lie in \[0, 1\]"),
-        (dict(temperature=0), ValueError, "temperature must be positive"),
+        (dict(temperature=0), ValueError, r"temperature must lie in \(0, inf\), got 0"),
         (dict(estimator=dict(type="straight_through", temperature=0)), ValueError, "temperature"),
         (dict(estimator=dict(type="straight_through", noise=-1)), ValueError, "noise"),
         (

@@ -63,11 +63,11 @@ def test_blocks_are_those_of_a_slow_reference():
     grid, images = (9, 13), images_of((9, 13), 3)
     strategy = BlockMasking(0.5, SIDE, min_patches=6)
     num_masked = 9 * 13 - 58
-    keys = strategy.keys(images, num_masked, generator(3))
-    blocks = int(-keys.min().item())
+    priorities = strategy.priorities(images, num_masked, generator(3))
+    blocks = int(-priorities.min().item())
     count = 4 + math.ceil(2 * math.log(1 - num_masked / 117) / math.log(1 - 6 / 117))
     assert blocks <= count
     numbers = torch.rand(3, count, 4, generator=generator(3)).tolist()
     for image in range(3):
         expected = slow_blocks(grid, num_masked, 6, 0.3, numbers[image])
-        assert torch.equal(keys[image], expected)
+        assert torch.equal(priorities[image], expected)

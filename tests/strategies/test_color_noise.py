@@ -15,7 +15,7 @@ from tests.helpers.pictures import SIDE, images_of
 
 def spectrum(strategy, grid=(32, 32), batch=400):
     """Mean power of the noise at each radial frequency, in cycles per patch."""
-    field = strategy.keys(images_of(grid, batch), 1, generator(0)).reshape(batch, *grid)
+    field = strategy.priorities(images_of(grid, batch), 1, generator(0)).reshape(batch, *grid)
     field = field - field.mean((1, 2), keepdim=True)
     power = torch.fft.fft2(field).abs().square().mean(0)
     rows, columns = torch.fft.fftfreq(grid[0]), torch.fft.fftfreq(grid[1])
@@ -40,7 +40,7 @@ def test_the_filter_is_a_difference_of_gaussians():
     """Beside a convolution by hand, in the middle of a field where no edge is near."""
     strategy = ColorNoiseMasking(0.5, SIDE, "green", low=1.5, high=3.0)
     images = images_of((24, 24), 2)
-    noise = strategy.keys(images, 1, generator(4)).reshape(2, 24, 24)
+    noise = strategy.priorities(images, 1, generator(4)).reshape(2, 24, 24)
     white = torch.randn(2, 48, 48, generator=generator(4))
     offsets = torch.arange(-12, 13).float()
 

@@ -16,7 +16,7 @@ def test_hard_patches_move_from_random_to_half_by_score():
     for progress, by_score in ((0.0, 0), (0.5, 8), (1.0, 16)):
         strategy.set_progress(progress)
         patch_mask = strategy(images, generator(0))
-        assert (patch_mask.random.sum(1) == 32 - by_score).all()
+        assert (patch_mask.learned.drawn_at_random.sum(1) == 32 - by_score).all()
 
 
 def test_hard_patches_learn_the_order_of_the_errors():
@@ -26,7 +26,7 @@ def test_hard_patches_learn_the_order_of_the_errors():
     images = images_of((6, 6), 32)
 
     def agreement():
-        scores = strategy.eval()(images).scores
+        scores = strategy.eval()(images).learned.relative_scores
         strategy.train()
         pairs = (scores[:, :, None] > scores[:, None]) == (
             brightness(images)[:, :, None] > brightness(images)[:, None]

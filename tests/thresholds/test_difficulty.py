@@ -12,13 +12,26 @@ from hypothesis import strategies as st
 from amn_masking import AdversarialMasking
 from amn_masking.thresholds import Difficulty
 from tests.helpers import draws
+from tests.helpers.selections import choose
 
 GRID = (8, 8)
 LENGTH = 64
 examples = settings(max_examples=max(settings().max_examples // 10, 1))
 
 
-def run(threshold, steps, generator, slope=1.0, scale=lambda step: 1.0, batch=64, noise=0.3):
+def see(threshold, ratio, z, generator=None, random_share=0.25):
+    return choose(
+        threshold,
+        z,
+        torch.sigmoid(z),
+        GRID,
+        ratio,
+        random_share=random_share,
+        generator=generator,
+    )
+
+
+def run(threshold, ratio, steps, generator, slope=1.0, scale=lambda step: 1.0, batch=64, noise=0.3):
     """Gain of each step's own batch, and the ratio; error = exp(slope * score logit), noisy.
 
     Args:
@@ -28,15 +41,14 @@ def run(threshold, steps, generator, slope=1.0, scale=lambda step: 1.0, batch=64
     gains, ratios = [], []
     for step in range(steps):
         z = torch.randn(batch, LENGTH, generator=generator)
-        selection = threshold(z, torch.sigmoid(z), GRID, 0.25, generator)
-        patch_mask = selection.patch_mask
-        patch_mask.random = selection.random
+        selection = see(threshold, ratio, z, generator)
+        patch_mask, drawn = selection.patch_mask, selection.drawn_at_random
         jitter = noise * torch.randn(batch, LENGTH, generator=generator)
         now = slope(step) if callable(slope) else slope
         error = scale(step) * torch.exp(now * z + jitter)
-        threshold.observe(error, patch_mask)
-        chosen = patch_mask.mask.bool() & ~selection.random
-        gains.append((error[chosen].mean() / error[selection.random].mean()).item())
+        threshold.observe(error, patch_mask, drawn)
+        chosen = patch_mask.mask.bool() & ~drawn
+        gains.append((error[chosen].mean() / error[drawn].mean()).item())
         ratios.append(patch_mask.mask.mean().item())
     return torch.tensor(gains), torch.tensor(ratios)
 
@@ -45,8 +57,8 @@ def run(threshold, steps, generator, slope=1.0, scale=lambda step: 1.0, batch=64
 @given(target=st.floats(1.2, 2.0), start=st.floats(0.15, 0.85), seed=draws.seeds)
 def test_the_gain_settles_at_the_target(target, start, seed):
     generator = torch.Generator().manual_seed(seed)
-    threshold = Difficulty(start, target)
-    gains, ratios = run(threshold, 300, generator)
+    threshold = Difficulty(target)
+    gains, ratios = run(threshold, start, 300, generator)
     assert gains[-100:].mean().item() == pytest.approx(target, rel=0.02)
     assert threshold.running_gain.item() == pytest.approx(target, rel=0.05)
     # It has arrived and neither rings nor drifts.
@@ -56,18 +68,19 @@ def test_the_gain_settles_at_the_target(target, start, seed):
 def test_a_fixed_ratio_does_not_hold_it():
     """What the test above would see if nothing moved."""
     generator = torch.Generator().manual_seed(0)
-    threshold = Difficulty(0.3, 1.3, gain=1e-9)
-    gains, _ = run(threshold, 100, generator)
+    threshold = Difficulty(1.3, rate=1e-9)
+    gains, _ = run(threshold, 0.3, 100, generator)
     assert abs(gains[-50:].mean() - 1.3) > 0.2
 
 
 def test_it_stays_there_while_the_autoencoder_learns():
     """Errors fall to a hundredth, and the masks become harder at the same time."""
     generator = torch.Generator().manual_seed(0)
-    threshold = Difficulty(0.5, 1.4)
-    run(threshold, 200, generator, slope=0.6)
+    threshold = Difficulty(1.4)
+    run(threshold, 0.5, 200, generator, slope=0.6)
     gains, ratios = run(
         threshold,
+        0.5,
         600,
         generator,
         slope=lambda step: 0.6 + 0.6 * step / 600,
@@ -80,16 +93,16 @@ def test_it_stays_there_while_the_autoencoder_learns():
 
 def test_a_cooperative_mask_is_held_below_one():
     generator = torch.Generator().manual_seed(0)
-    threshold = Difficulty(0.3, 0.8)
-    gains, _ = run(threshold, 300, generator, slope=-0.4)
+    threshold = Difficulty(0.8)
+    gains, _ = run(threshold, 0.3, 300, generator, slope=-0.4)
     assert gains[-100:].mean().item() == pytest.approx(0.8, rel=0.03)
 
 
 @pytest.mark.parametrize(("slope", "bound"), [(0.0, 0.1), (6.0, 0.9)])
 def test_a_target_that_cannot_be_reached_ends_at_the_range(slope, bound):
     generator = torch.Generator().manual_seed(0)
-    threshold = Difficulty(0.5, 1.01 if slope else 1.5, ratio_range=(0.1, 0.9))
-    _, ratios = run(threshold, 200, generator, slope=slope, noise=0.0)
+    threshold = Difficulty(1.01 if slope else 1.5, ratio_range=(0.1, 0.9))
+    _, ratios = run(threshold, 0.5, 200, generator, slope=slope, noise=0.0)
     assert ratios[-50:].mean().item() == pytest.approx(bound, abs=0.06)
     assert 0.1 <= threshold.ratio <= 0.9
 
@@ -97,22 +110,21 @@ def test_a_target_that_cannot_be_reached_ends_at_the_range(slope, bound):
 def test_one_step_written_out():
     """Running errors and ratio by the formula, from plain numbers."""
     generator = torch.Generator().manual_seed(0)
-    threshold = Difficulty(0.5, 1.5, gain=0.2)
+    threshold = Difficulty(1.5, rate=0.2)
     z = torch.randn(3, LENGTH, generator=generator)
     running = None
     ratio, level = 0.5, None
     for _ in range(3):
-        selection = threshold(z, torch.sigmoid(z), GRID, 0.25, generator)
+        selection = see(threshold, 0.5, z, generator)
         level = threshold.level.item()
-        patch_mask = selection.patch_mask
-        patch_mask.random = selection.random
+        patch_mask, drawn = selection.patch_mask, selection.drawn_at_random
         error = torch.rand(3, LENGTH, generator=generator)
-        threshold.observe(error, patch_mask)
+        threshold.observe(error, patch_mask, drawn)
         sums = [[0.0, 0], [0.0, 0]]
         for image in range(3):
             for patch in range(LENGTH):
                 if patch_mask.mask[image, patch]:
-                    part = sums[int(selection.random[image, patch])]
+                    part = sums[int(drawn[image, patch])]
                     part[0] += error[image, patch].item()
                     part[1] += 1
         total = sums[0][1] + sums[1][1]
@@ -175,25 +187,23 @@ def test_a_checkpoint_goes_on():
 
 
 def test_errors_of_nothing_do_not_move_it():
-    threshold = Difficulty(0.5, 1.2)
-    z = torch.randn(2, LENGTH)
-    selection = threshold(z, torch.sigmoid(z), GRID, 0.25)
-    selection.patch_mask.random = selection.random
-    threshold.observe(torch.zeros(2, LENGTH), selection.patch_mask)
+    threshold = Difficulty(1.2)
+    selection = see(threshold, 0.5, torch.randn(2, LENGTH))
+    threshold.observe(torch.zeros(2, LENGTH), selection.patch_mask, selection.drawn_at_random)
     assert threshold.ratio == 0.5
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, 1.0, float("inf"), float("nan")])
 def test_a_target_of_no_difficulty_is_refused(target):
     with pytest.raises(ValueError, match=r"above 0 and not 1 .*got"):
-        Difficulty(0.5, target)
+        Difficulty(target)
 
 
 @pytest.mark.parametrize("share", [0.0, dict(start=0.5, end=0.0)])
 def test_it_asks_for_patches_drawn_at_random(share):
     with pytest.raises(ValueError, match=r"expected random_share > 0 all the time"):
         masking(random_share=share)
-    threshold, z = Difficulty(0.5, 1.2), torch.randn(2, LENGTH)
-    selection = threshold(z, torch.sigmoid(z), GRID)
-    with pytest.raises(ValueError, match=r"expected random_share > 0, such as 0\.25"):
-        threshold.observe(torch.rand(2, LENGTH), selection.patch_mask)
+    threshold = Difficulty(1.2)
+    selection = see(threshold, 0.5, torch.randn(2, LENGTH), random_share=0.0)
+    with pytest.raises(ValueError, match=r"expected random_share > 0 all the time"):
+        threshold.observe(torch.rand(2, LENGTH), selection.patch_mask, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +11,13 @@ from hypothesis import strategies as st
 from amn_masking.thresholds import Quantile
 from tests.helpers import draws
 from tests.helpers.draws import generator
+from tests.helpers.selections import choose, masks_of
 
 
 @given(draws.quantile_cases())
 def test_quantile_masks_exactly_the_reference_count(case):
     grid, ratio, keys, seed = case
-    mask = Quantile(ratio)(keys, keys.sigmoid(), grid, generator=generator(seed)).patch_mask.mask
+    mask = masks_of(Quantile(), keys, grid, ratio, generator=generator(seed))
     length = keys.shape[1]
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
     assert mask.dtype == torch.float32
@@ -27,7 +27,7 @@ def test_quantile_masks_exactly_the_reference_count(case):
 @given(draws.quantile_cases())
 def test_quantile_threshold_separates_masked_from_visible(case):
     grid, ratio, keys, seed = case
-    selection = Quantile(ratio)(keys, keys.sigmoid(), grid, generator=generator(seed))
+    selection = choose(Quantile(), keys, keys.sigmoid(), grid, ratio, generator=generator(seed))
     mask = selection.patch_mask.mask.bool()
     assert (keys >= selection.tau)[mask].all()
     assert (keys <= selection.tau)[~mask].all()
@@ -43,8 +43,7 @@ def test_raising_one_score_never_unmasks_that_patch(case, data):
     raised = keys.clone()
     raised[row, patch] = raised[row, patch] + data.draw(st.sampled_from([0.01, 1.0, 100.0]))
     before, after = (
-        Quantile(ratio)(k, k.sigmoid(), grid, generator=generator(seed)).patch_mask.mask
-        for k in (keys, raised)
+        masks_of(Quantile(), k, grid, ratio, generator=generator(seed)) for k in (keys, raised)
     )
     assert after[row, patch] >= before[row, patch]
     others = torch.arange(keys.shape[0]) != row
@@ -57,7 +56,7 @@ def test_permuting_the_patches_permutes_the_mask(case):
     keys = torch.stack([torch.randperm(keys.shape[1]).float() for _ in keys])  # no ties
     order = torch.randperm(keys.shape[1])
     straight, permuted = (
-        Quantile(ratio)(k, k.sigmoid(), grid, generator=generator(seed)).patch_mask.mask
+        masks_of(Quantile(), k, grid, ratio, generator=generator(seed))
         for k in (keys, keys[:, order])
     )
     assert torch.equal(permuted, straight[:, order])
@@ -67,7 +66,7 @@ def test_permuting_the_patches_permutes_the_mask(case):
 def test_same_seed_same_mask(case):
     grid, ratio, keys, seed = case
     first, second = (
-        Quantile(ratio)(keys, keys.sigmoid(), grid, generator=generator(seed)).patch_mask
+        choose(Quantile(), keys, keys.sigmoid(), grid, ratio, generator=generator(seed)).patch_mask
         for _ in range(2)
     )
     assert torch.equal(first.ids_shuffle, second.ids_shuffle)
@@ -76,26 +75,7 @@ def test_same_seed_same_mask(case):
 def test_ties_break_at_random_and_evenly():
     """Each of 8 equal patches is masked half of the time: 99.9 % binomial bounds for n = 4000."""
     keys = torch.zeros(4000, 8)
-    mask = Quantile(0.5)(keys, keys.sigmoid(), (2, 4), generator=generator(0)).patch_mask.mask
+    mask = masks_of(Quantile(), keys, (2, 4), 0.5, generator=generator(0))
     frequency = mask.mean(0)
     bound = 3.9 * math.sqrt(0.25 / 4000)  # 8 patches: 3.9 sigma each
     assert (frequency - 0.5).abs().max() < bound
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, math.nan])
-def test_mask_ratio_outside_the_unit_interval_is_refused(ratio):
-    with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
-        Quantile(ratio)
-
-
-@pytest.mark.parametrize("ratio", ["0.75", None, True])
-def test_mask_ratio_that_is_no_number_is_refused(ratio):
-    with pytest.raises(TypeError, match="must be a number"):
-        Quantile(ratio)
-
-
-@pytest.mark.parametrize(("ratio", "missing"), [(0.9, "visible"), (1e-17, "masked")])
-def test_a_ratio_that_leaves_nothing_is_refused(ratio, missing):
-    keys = torch.zeros(1, 4)
-    with pytest.raises(ValueError, match=f"leaves none {missing}"):
-        Quantile(ratio)(keys, keys, (2, 2))

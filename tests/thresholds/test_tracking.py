@@ -16,6 +16,7 @@ from amn_masking.thresholds import Tracking
 from amn_masking.thresholds.tracking import upper_quantile
 from tests.conftest import ROOT
 from tests.helpers import draws
+from tests.helpers.selections import choose
 
 GRID = (7, 7)
 LENGTH = GRID[0] * GRID[1]
@@ -47,34 +48,39 @@ def narrow(generator, batch):
 DISTRIBUTIONS = (normal, skewed, two_humps, own_level_and_spread, narrow)
 
 
-def run(threshold, draw, generator, steps, batch=1024):
+def see(threshold, scores, target=0.6, **more):
+    """What the threshold selects by these scores."""
+    return choose(threshold, torch.logit(scores), scores, GRID, target, **more)
+
+
+def run(threshold, target, draw, generator, steps, batch=1024):
     """Mask ratio and offset of each step, for fresh scores in each."""
     ratios, offsets = [], []
     for _ in range(steps):
         scores = draw(generator, batch)
-        selection = threshold(torch.logit(scores), scores, GRID, generator=generator)
+        selection = see(threshold, scores, target, generator=generator)
         ratios.append(selection.patch_mask.mask.mean().item())
         offsets.append(threshold.offset.item())
     return torch.tensor(ratios), torch.tensor(offsets)
 
 
-def ratio_now(threshold, draw, generator):
+def ratio_now(threshold, target, draw, generator):
     """The ratio that the offset gives as it stands, over 4000 images; nothing moves."""
     training = threshold.training
-    ratios, _ = run(threshold.eval(), draw, generator, 4, batch=1000)
+    ratios, _ = run(threshold.eval(), target, draw, generator, 4, batch=1000)
     threshold.train(training)
     return ratios.mean().item()
 
 
-def settled(threshold, draw, generator):
+def settled(threshold, target, draw, generator):
     """Mean of :func:`ratio_now` over a few steps: the offset of any one jitters with its batch.
 
     (With batches of 1024; at 256 the jitter alone reached 0.0102 in one of 500 cases.)
     """
     ratios = []
     for _ in range(8):
-        ratios.append(ratio_now(threshold, draw, generator))
-        run(threshold, draw, generator, 3)
+        ratios.append(ratio_now(threshold, target, draw, generator))
+        run(threshold, target, draw, generator, 3)
     return sum(ratios) / len(ratios)
 
 
@@ -85,28 +91,28 @@ examples = settings(max_examples=max(settings().max_examples // 10, 1))
 @given(st.sampled_from(DISTRIBUTIONS), st.floats(0.15, 0.9), draws.seeds)
 def test_it_settles_within_200_steps_at_the_target(draw, target, seed):
     generator = torch.Generator().manual_seed(seed)
-    threshold = Tracking(target)
-    run(threshold, draw, generator, 180)
-    assert abs(settled(threshold, draw, generator) - target) < 0.01
+    threshold = Tracking()
+    run(threshold, target, draw, generator, 180)
+    assert abs(settled(threshold, target, draw, generator) - target) < 0.01
 
 
 @examples
 @given(st.sampled_from(DISTRIBUTIONS), st.floats(0.15, 0.9), draws.seeds)
 def test_it_follows_a_jump_of_the_distribution(draw, target, seed):
     generator = torch.Generator().manual_seed(seed)
-    threshold = Tracking(target)
-    run(threshold, lambda g, n: normal(g, n, 0.1, 0.9), generator, 100)
-    run(threshold, draw, generator, 180)
-    assert abs(settled(threshold, draw, generator) - target) < 0.01
+    threshold = Tracking()
+    run(threshold, target, lambda g, n: normal(g, n, 0.1, 0.9), generator, 100)
+    run(threshold, target, draw, generator, 180)
+    assert abs(settled(threshold, target, draw, generator) - target) < 0.01
 
 
 def test_those_tests_can_fail():
     """A controller that is ten times slower has not arrived."""
     generator = torch.Generator().manual_seed(0)
-    threshold = Tracking(0.6, gain=0.01)
-    run(threshold, lambda g, n: normal(g, n, 0.1, 0.9), generator, 100)
-    run(threshold, skewed, generator, 180)
-    assert abs(settled(threshold, skewed, generator) - 0.6) > 0.01
+    threshold = Tracking(rate=0.01)
+    run(threshold, 0.6, lambda g, n: normal(g, n, 0.1, 0.9), generator, 100)
+    run(threshold, 0.6, skewed, generator, 180)
+    assert abs(settled(threshold, 0.6, skewed, generator) - 0.6) > 0.01
 
 
 @pytest.mark.parametrize("draw", DISTRIBUTIONS)
@@ -116,9 +122,9 @@ def test_the_step_response_does_not_ring(draw, target):
     generator = torch.Generator().manual_seed(0)
     one = 0.1 + 0.8 * torch.rand(64, LENGTH, generator=generator)
     two = draw(generator, 64)
-    threshold = Tracking(target)
-    run(threshold, lambda g, n: one, generator, 200)
-    ratios, offsets = run(threshold, lambda g, n: two, generator, 200)
+    threshold = Tracking()
+    run(threshold, target, lambda g, n: one, generator, 200)
+    ratios, offsets = run(threshold, target, lambda g, n: two, generator, 200)
     error = ratios - target
     assert error[150:].abs().max() < 0.01
     signs = error[error.abs() > 0.003].sign()
@@ -128,16 +134,16 @@ def test_the_step_response_does_not_ring(draw, target):
 
 def test_the_first_step_is_at_the_target_already():
     generator = torch.Generator().manual_seed(0)
-    ratios, _ = run(Tracking(0.6), normal, generator, 1)
+    ratios, _ = run(Tracking(), 0.6, normal, generator, 1)
     assert abs(ratios.item() - 0.6) < 0.02
 
 
 def test_counts_differ_between_images():
     generator = torch.Generator().manual_seed(0)
-    threshold = Tracking(0.6)
-    run(threshold, own_level_and_spread, generator, 10)
+    threshold = Tracking()
+    run(threshold, 0.6, own_level_and_spread, generator, 10)
     scores = own_level_and_spread(generator, 16)
-    patch_mask = threshold(torch.logit(scores), scores, GRID).patch_mask
+    patch_mask = see(threshold, scores).patch_mask
     assert len(patch_mask.mask.sum(1).unique()) > 3
     ratios = patch_mask.mask.mean(1)
     assert (ratios >= 0.05).all()
@@ -146,26 +152,27 @@ def test_counts_differ_between_images():
 
 def test_eval_does_not_move_it_and_a_checkpoint_keeps_it():
     generator = torch.Generator().manual_seed(0)
-    threshold = Tracking(0.6)
-    run(threshold, normal, generator, 20)
+    threshold = Tracking()
+    run(threshold, 0.6, normal, generator, 20)
     state = threshold.state_dict()
     state = {name: value.clone() for name, value in state.items()}
     assert set(state) == {"offset", "level"}
-    run(threshold.eval(), skewed, generator, 5)
+    run(threshold.eval(), 0.6, skewed, generator, 5)
     assert torch.equal(threshold.state_dict()["offset"], state["offset"])
-    other = Tracking(0.6)
+    other = Tracking()
     other.load_state_dict(state)
     one, two = (
-        run(t.train(), normal, torch.Generator().manual_seed(1), 5)[1] for t in (threshold, other)
+        run(t.train(), 0.6, normal, torch.Generator().manual_seed(1), 5)[1]
+        for t in (threshold, other)
     )
     assert torch.equal(one, two)
 
 
 def test_in_eval_tau_is_the_mean_plus_the_offset():
-    threshold = Tracking(0.6, ratio_range=(0, 1)).eval()
+    threshold = Tracking(ratio_range=(0, 1)).eval()
     threshold.offset.fill_(0.1)
     scores = torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
-    mask = threshold(torch.logit(scores), scores, GRID).patch_mask.mask
+    mask = see(threshold, scores).patch_mask.mask
     assert torch.equal(mask.bool(), scores > scores.mean(1, keepdim=True) + 0.1)
 
 
@@ -173,11 +180,11 @@ def test_in_eval_tau_is_the_mean_plus_the_offset():
 def test_one_step_written_out(start):
     """Level and offset by the formula, from plain lists; a level of 0 is that of no step yet."""
     generator = torch.Generator().manual_seed(0)
-    threshold = Tracking(0.6, gain=0.3)
+    threshold = Tracking(rate=0.3)
     threshold.offset.fill_(0.05)
     threshold.level.fill_(start)
     scores = torch.rand(3, LENGTH, generator=generator) * 0.98 + 0.01
-    ratio = threshold(torch.logit(scores), scores, GRID).patch_mask.mask.mean().item()
+    ratio = see(threshold, scores).patch_mask.mask.mean().item()
     deviations = sorted((scores - scores.mean(1, keepdim=True)).flatten().tolist())
     last = len(deviations) - 1
     before = 0.05 if start else deviations[round(0.4 * last)]
@@ -191,11 +198,11 @@ def test_one_step_written_out(start):
 
 @pytest.mark.parametrize("far", [-5.0, 5.0])
 def test_from_far_away_it_starts_half_a_range_from_the_scores(far):
-    threshold = Tracking(0.6, gain=0.1)
+    threshold = Tracking(rate=0.1)
     threshold.offset.fill_(far)
     threshold.level.fill_(0.5)
     scores = torch.rand(1, 5, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
-    threshold(torch.logit(scores), scores, (1, 5))
+    choose(threshold, torch.logit(scores), scores, (1, 5), 0.6)
     deviations = sorted((scores - scores.mean()).flatten().tolist())
     half = (deviations[4] - deviations[0]) / 2
     near = deviations[0] - half if far < 0 else deviations[4] + half
@@ -212,11 +219,11 @@ def test_the_quantile_reaches_both_ends():
 
 @pytest.mark.parametrize("level", [1e-6, 1.0])
 def test_the_level_stays_a_share(level):
-    threshold = Tracking(0.5, ratio_range=(0, 1), gain=1.0)
+    threshold = Tracking(ratio_range=(0, 1), rate=1.0)
     threshold.level.fill_(level)
     threshold.offset.fill_(-0.6 if level == 1e-6 else 0.6)  # masks all, or nothing
     scores = torch.rand(3, LENGTH) * 0.98 + 0.01
-    threshold(torch.logit(scores), scores, GRID)
+    see(threshold, scores, 0.5)
     assert threshold.level.item() == pytest.approx(level)
 
 
@@ -224,18 +231,18 @@ def test_the_level_stays_a_share(level):
     ("offset", "moves"), [(9.0, False), (-9.0, False), (0.5, True), (-0.5, True)]
 )
 def test_the_level_waits_until_the_offset_has_arrived(offset, moves):
-    threshold = Tracking(0.5)
+    threshold = Tracking()
     threshold.level.fill_(0.5)
     threshold.offset.fill_(offset)
     scores = torch.rand(3, LENGTH) * 0.98 + 0.01
-    threshold(torch.logit(scores), scores, GRID)
+    see(threshold, scores, 0.5)
     assert (threshold.level != 0.5) == moves
 
 
-def test_gain_one_is_the_batch_s_own_quantile():
-    threshold = Tracking(0.5, gain=1.0)
+def test_rate_one_is_the_batch_s_own_quantile():
+    threshold = Tracking(rate=1.0)
     scores = torch.rand(3, LENGTH) * 0.98 + 0.01
-    threshold(torch.logit(scores), scores, GRID)
+    see(threshold, scores, 0.5)
     deviations = (scores - scores.mean(1, keepdim=True)).flatten().sort().values
     assert (threshold.offset - deviations).abs().min() < 1e-6
 
@@ -251,15 +258,15 @@ def test_ranks_agree(tmp_path):
     """Two real processes with different scores end every step with the same offset."""
     code = """
         import sys, torch, torch.distributed as dist
-        from amn_masking.thresholds import Tracking
+        from amn_masking.thresholds import Candidates, Tracking
         rank, meeting = int(sys.argv[1]), sys.argv[2]
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
         generator = torch.Generator().manual_seed(rank)
-        threshold = Tracking(0.6)
+        threshold = Tracking()
         offsets = []
         for _ in range(50):
             scores = torch.rand(8, 49, generator=generator) ** (1 + rank) * 0.9 + 0.05
-            threshold(torch.logit(scores), scores, (7, 7), generator=generator)
+            threshold(Candidates(torch.logit(scores), (7, 7), scores, 0.6, generator=generator))
             offsets.append(threshold.offset.item())
         print(offsets, flush=True)
         dist.destroy_process_group()
@@ -281,17 +288,16 @@ def test_ranks_agree(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(mask_ratio=0.97), "must lie inside ratio_range"),
-        (dict(mask_ratio=0.95), "must lie inside ratio_range"),
-        (dict(mask_ratio=0.05), "must lie inside ratio_range"),
-        (dict(mask_ratio=0.5, ratio_range=(0.5, 0.9)), "must lie inside ratio_range"),
-        (dict(mask_ratio=0.5, gain=0), r"in \(0, 1\], got 0"),
-        (dict(mask_ratio=0.5, gain=1.5), "rate of a running mean"),
-        (dict(mask_ratio=1.0), r"must lie in \(0, 1\)"),
-    ],
+    ("ratio", "ratio_range"),
+    [(0.97, (0.05, 0.95)), (0.95, (0.05, 0.95)), (0.05, (0.05, 0.95)), (0.5, (0.5, 0.9))],
 )
-def test_options_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Tracking(**options)
+def test_a_ratio_outside_the_range_is_refused(ratio, ratio_range):
+    threshold, scores = Tracking(ratio_range), torch.rand(3, LENGTH)
+    with pytest.raises(ValueError, match=f"mask_ratio={ratio} must lie inside ratio_range"):
+        see(threshold, scores, ratio)
+
+
+@pytest.mark.parametrize("rate", [0, 1.5, -0.1])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match=rf"running mean, in \(0, 1\], got {rate}"):
+        Tracking(rate=rate)
