@@ -62,7 +62,8 @@ class AdversarialMasking(MaskingStrategy):
         threshold: a :class:`~amn_masking.thresholds.Threshold`, or
             ``dict(type='quantile' | 'mean' | 'tracking' | 'difficulty', ...)``.
         estimator: an :class:`~amn_masking.estimators.Estimator`, or
-            ``dict(type='straight_through' | 'gumbel' | 'score_function' | 'ranking', ...)``.
+            ``dict(type='straight_through' | 'gumbel' | 'inclusion' | 'score_function' | 'ranking',
+            ...)``.
         strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
             frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
             ``dict(type='linear', start=-1, end=1)`` over the course of training; see
@@ -219,7 +220,7 @@ class AdversarialMasking(MaskingStrategy):
                     generator,
                 )
             )
-            surrogate = self.estimator.surrogate(logits, priorities, selection)
+            surrogate, chances = self.estimator.relax(logits, priorities, selection)
         chosen = selection.patch_mask
         trains = self.training and torch.is_grad_enabled()
         if trains:
@@ -233,8 +234,10 @@ class AdversarialMasking(MaskingStrategy):
             score_map.detach(),
             torch.sigmoid(selection.tau.detach()).squeeze(1),
             self.estimator.objective,
+            self.strength,
+            chances,
             selection.drawn_at_random,
-            reward_scale(images, grid) if self.reward == "variance_normalised" else None,
+            reward_scale(images, grid, valid) if self.reward == "variance_normalised" else None,
             None if entropy is None else -self.entropy_weight * entropy,
             self.gate,
             any(parameter.requires_grad for parameter in self.network.parameters()),
