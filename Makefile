@@ -48,7 +48,7 @@ mutants: env
 
 # Break resume, ranks, AMP, EMA, export and more, and see the test fail: docs/results/breaks.md.
 breaks: env
-	$(PYTHON_ENV) -m tests.breaks.breaks
+	$(PYTHON_ENV) -m tests.breaks
 
 # The figures of docs/estimators.md.
 estimators: env

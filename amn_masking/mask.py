@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amn_masking.checks import check_tensor
 from amn_masking.counts import longest_row
-from amn_masking.patches import grid_size, pool_to_patches
+from amn_masking.patches import grid_size, pool_to_patches, spread_to_pixels
 
 if TYPE_CHECKING:
     from amn_masking.learned import LearnedMask
@@ -242,18 +242,33 @@ class PatchMask:
             f"visible, got {tuple(tokens.shape)}; {hint}"
         )
 
-    def check_grid(self, images: Tensor, patch_size: tuple[int, int], host: str) -> None:
-        """Refuse images whose patches are not the ones of this mask.
+    def check_grid(
+        self,
+        images: Tensor,
+        patch_size: tuple[int, int],
+        host: str,
+        own_grid: tuple[int, int] | None = None,
+    ) -> None:
+        """Refuse images whose patches are not the ones of this mask, or not the host's.
 
         Args:
             images: ``(B, C, H, W)``.
             patch_size: (height, width) in pixels of the host's patches.
             host: who is to use the mask, for the message.
+            own_grid: (rows, columns) that the host is built for; None where it takes any.
 
         Raises:
             ValueError: another batch size or grid; a transposed grid too.
         """
-        expected = (images.shape[0], *grid_size(images.shape[2], images.shape[3], patch_size))
+        grid = grid_size(images.shape[2], images.shape[3], patch_size)
+        if own_grid is not None and grid != tuple(own_grid):
+            size = [patches * side for patches, side in zip(own_grid, patch_size, strict=True)]
+            raise ValueError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels have {grid[0]} x {grid[1]}"
+                f" patches of {patch_size} pixels, but {host} is built for {own_grid[0]} x "
+                f"{own_grid[1]}; resize them to {size[0]} x {size[1]}, or build it for theirs"
+            )
+        expected = (images.shape[0], *grid)
         got = (self.mask.shape[0], *self.grid)
         if got != expected:
             raise ValueError(
@@ -268,14 +283,7 @@ class PatchMask:
         Raises:
             ValueError: the grid does not divide that size.
         """
-        h, w = self.grid
-        if height % h or width % w:
-            raise ValueError(
-                f"an image of {height} x {width} pixels does not split into this mask's grid of "
-                f"{h} x {w} patches"
-            )
-        mask = self.mask.reshape(-1, 1, h, w)
-        return mask.repeat_interleave(height // h, 2).repeat_interleave(width // w, 3)
+        return spread_to_pixels(self.mask, self.grid, height, width)
 
     def apply(self, images: Tensor, fill: float | Tensor = 0.0) -> Tensor:
         """The specification's ``apply_mask``: masked pixels replaced by ``fill``.
@@ -286,6 +294,15 @@ class PatchMask:
         """
         hidden = self.pixel_mask(*images.shape[-2:]).bool()
         return torch.where(hidden, torch.as_tensor(fill).to(images), images)
+
+    def fill_invalid(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` images with 0 in the patches that are not valid.
+
+        So NaN, which often stands for no data, reaches neither the encoder nor the target.
+        """
+        if self.valid is None:
+            return images
+        return images.where(spread_to_pixels(self.valid, self.grid, *images.shape[-2:]), 0.0)
 
     def take(self, images: Tensor) -> PatchMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64."""

@@ -76,6 +76,27 @@ def pool_to_patches(values: Tensor, grid: tuple[int, int], name: str = "a map") 
     return (pooled.mean(1) if values.shape[1] > 1 else pooled).flatten(1)
 
 
+def spread_to_pixels(values: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
+    """Each patch's value at all of its pixels: ``(B, L)`` to ``(B, 1, height, width)``.
+
+    Args:
+        values: of any dtype.
+        grid: (rows, columns) of patches.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Raises:
+        ValueError: the grid does not divide that size.
+    """
+    h, w = grid
+    if height % h or width % w:
+        raise ValueError(
+            f"an image of {height} x {width} pixels does not split into a grid of {h} x {w} patches"
+        )
+    values = values.reshape(-1, 1, h, w)
+    return values.repeat_interleave(height // h, 2).repeat_interleave(width // w, 3)
+
+
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """``(B, L, 1)`` mean and standard deviation of the pixels of ``(B, L, D)`` patches.
 

@@ -185,9 +185,9 @@ def test_wrong_options_are_refused(options, message):
 
 @pytest.mark.parametrize("size", [(7, 6), (6, 7)])
 def test_an_error_that_does_not_split_into_the_grid_is_refused(size):
+    mask, images = PatchMask.from_mask(torch.eye(9)[:1]), torch.zeros(1, 3, *size)
     with pytest.raises(ValueError, match="does not split into 3 x 3"):
-        mask = PatchMask.from_mask(torch.eye(9)[:1])
-        CombinedAdversarialLoss()(torch.zeros(1, 3, *size), torch.zeros(1, 3, *size), mask)
+        CombinedAdversarialLoss()(images, images, mask)
 
 
 def test_shapes_that_do_not_fit_are_refused():

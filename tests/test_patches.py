@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amn_masking.patches import grid_size, patchify, unpatchify
+from amn_masking.patches import grid_size, normalise_patches, patchify, unpatchify
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
@@ -31,3 +31,16 @@ def test_a_grid_that_does_not_divide_is_refused(size):
 def test_unpatchify_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"expected \(B, 6,"):
         unpatchify(torch.zeros(1, 5, 12), (2, 2), (2, 3))
+
+
+def test_norm_pix_is_mae_s():
+    """By hand, patch by patch: the unbiased variance plus 1e-6."""
+    patches = torch.randn(2, 3, 12, dtype=torch.float64)
+    got = normalise_patches(patches)
+    for image in range(2):
+        for patch in range(3):
+            pixels = patches[image, patch].tolist()
+            mean = sum(pixels) / 12
+            variance = sum((x - mean) ** 2 for x in pixels) / 11
+            expected = [(x - mean) / (variance + 1e-6) ** 0.5 for x in pixels]
+            assert got[image, patch].tolist() == pytest.approx(expected, rel=1e-9)

@@ -1,9 +1,9 @@
 """lightly: a mask in the forms that its ``MaskedVisionTransformer`` takes, and back to patches.
 
     patch_mask = self.masking(images)
-    idx_keep, idx_mask = token_mask(patch_mask, self.backbone)  # was: utils.random_token_mask(...)
+    idx_keep, idx_mask = token_mask(patch_mask, self.backbone, images)  # was random_token_mask
     ...
-    error = patch_error(x_pred, target, idx_mask, self.backbone)
+    error = patch_error(x_pred, target, idx_mask, patch_mask, self.backbone)
     loss = self.masking.total_loss(self.criterion(x_pred, target), error, patch_mask)
 
 For the TIMM and the Torchvision variant. Nothing of lightly is imported here.
@@ -11,7 +11,7 @@ For the TIMM and the Torchvision variant. Nothing of lightly is imported here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,13 +21,14 @@ from amn_masking.losses import CRITERIA
 from amn_masking.mask import PatchMask
 
 
-def token_mask(patch_mask: PatchMask, backbone: Any) -> tuple[Tensor, Tensor]:
+def token_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """The mask as ``(idx_keep, idx_mask)``, in place of ``lightly.models.utils.random_token_mask``.
 
     Args:
         patch_mask: over the backbone's patches, ``(B, L)``, 1 = masked.
         backbone: a ``MaskedVisionTransformerTIMM`` or ``MaskedVisionTransformerTorchvision`` with P
             prefix tokens (class token, registers).
+        images: ``(B, C, H, W)``, what is to be encoded.
 
     Returns:
         ``(B, P + N)`` int64, the prefix tokens, which are never masked, then the visible patches;
@@ -36,10 +37,10 @@ def token_mask(patch_mask: PatchMask, backbone: Any) -> tuple[Tensor, Tensor]:
 
     Raises:
         TypeError: the backbone is none of lightly's.
-        ValueError: images mask different numbers of patches, the mask has a gate, or it is not one
-            of the backbone's patches.
+        ValueError: images mask different numbers of patches, the mask has a gate, or the grids of
+            mask, images and backbone are not one.
     """
-    prefix = check(patch_mask, backbone)
+    prefix = check(patch_mask, backbone, images)
     if patch_mask.visible_counts is not None:
         raise ValueError(
             "idx_keep and idx_mask are rectangles, but the images of this batch mask different "
@@ -51,7 +52,7 @@ def token_mask(patch_mask: PatchMask, backbone: Any) -> tuple[Tensor, Tensor]:
     return torch.cat([front, ids_keep + prefix], dim=1), patch_mask.ids_mask + prefix
 
 
-def bool_mask(patch_mask: PatchMask, backbone: Any) -> Tensor:
+def bool_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> Tensor:
     """The mask as ``backbone.encode(images, mask=...)`` takes it, for methods such as SimMIM.
 
     There the mask token replaces what is masked, so the images may mask different numbers.
@@ -59,19 +60,25 @@ def bool_mask(patch_mask: PatchMask, backbone: Any) -> Tensor:
     Args:
         patch_mask: as for :func:`token_mask`, with equal or free counts.
         backbone: as for :func:`token_mask`.
+        images: as for :func:`token_mask`.
 
     Returns:
         ``(B, P + L)`` bool, True = masked; never at the prefix tokens.
 
     Raises:
         TypeError: the backbone is none of lightly's.
-        ValueError: the mask has a gate, or it is not one of the backbone's patches.
+        ValueError: the mask has a gate, or the grids of mask, images and backbone are not one.
     """
-    return F.pad(patch_mask.mask.bool(), (check(patch_mask, backbone), 0), value=False)
+    return F.pad(patch_mask.mask.bool(), (check(patch_mask, backbone, images), 0), value=False)
 
 
 def patch_error(
-    pred: Tensor, target: Tensor, idx_mask: Tensor, backbone: Any, criterion: str = "L2"
+    pred: Tensor,
+    target: Tensor,
+    idx_mask: Tensor,
+    patch_mask: PatchMask,
+    backbone: Any,
+    criterion: Literal["L1", "L2"] = "L2",
 ) -> Tensor:
     """``(B, L)`` error of each masked patch in its place, 0 at visible ones.
 
@@ -80,6 +87,7 @@ def patch_error(
         target: ``(B, M, D)``.
         idx_mask: ``(B, M)`` int64, the tokens that these are, in their order; as
             :func:`token_mask` gives them, prefix included, or in any other order.
+        patch_mask: the mask that they were made under.
         backbone: as for :func:`token_mask`.
         criterion: ``'L2'``, MAE's, or ``'L1'``, SimMIM's.
 
@@ -95,9 +103,8 @@ def patch_error(
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {sorted(CRITERIA)}, got {criterion!r}")
     error = CRITERIA[criterion](pred, target, reduction="none").mean(-1)
-    prefix = prefix_tokens(backbone)
-    length = backbone.sequence_length - prefix
-    return error.new_zeros(error.shape[0], length).scatter(1, idx_mask - prefix, error)
+    everywhere = error.new_zeros(patch_mask.mask.shape)
+    return everywhere.scatter(1, idx_mask - prefix_tokens(backbone), error)
 
 
 def prefix_tokens(backbone: Any) -> int:
@@ -114,19 +121,25 @@ def prefix_tokens(backbone: Any) -> int:
     return getattr(backbone.vit, "num_prefix_tokens", 1)  # torchvision's has the class token only
 
 
-def check(patch_mask: PatchMask, backbone: Any) -> int:
-    """The number of prefix tokens, if the mask suits the backbone.
+def check(patch_mask: PatchMask, backbone: Any, images: Tensor) -> int:
+    """The number of prefix tokens, if the mask suits the backbone and the images.
 
     Raises:
         TypeError: the backbone is none of lightly's.
         ValueError: with the way out.
     """
-    prefix = prefix_tokens(backbone)
-    if patch_mask.num_patches + prefix != backbone.sequence_length:
+    prefix, vit, name = prefix_tokens(backbone), backbone.vit, type(backbone).__name__
+    embed = getattr(vit, "patch_embed", None)
+    if embed is None:  # torchvision's, whose positions lightly interpolates
+        size, own_grid = (vit.patch_size, vit.patch_size), None
+    else:
+        size = tuple(embed.patch_size)
+        own_grid = embed.grid_size if embed.strict_img_size else None
+    patch_mask.check_grid(images, size, name, own_grid)
+    if own_grid is None and patch_mask.grid[0] != patch_mask.grid[1]:
         raise ValueError(
-            f"expected a mask over the backbone's {backbone.sequence_length - prefix} patches, got "
-            f"one over {patch_mask.num_patches} ({patch_mask.grid[0]} x {patch_mask.grid[1]}); "
-            "does the strategy's patch_size match the backbone's, and the images' size too?"
+            f"{name} takes square images where their size may change, got {tuple(images.shape)}, "
+            f"a grid of {patch_mask.grid[0]} x {patch_mask.grid[1]}; crop them to squares"
         )
     if patch_mask.gate:
         raise ValueError(

@@ -8,19 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from amn_masking.adapters.padding import hidden_from_attention, mask_tokens_in_padding
 from amn_masking.mask import PatchMask
-from amn_masking.meters import masked_mean
+from amn_masking.patches import masked_mean, normalise_patches
 from amn_masking.strategies import MaskingStrategy
 
 
-class MaskingMixin(nn.Module):
+class MaskedAutoencoderMixin(nn.Module):
     """Gives a masked autoencoder the attribute ``masking``::
 
-        class Learned(MaskingMixin, MaskedAutoencoderViT):
+        class Learned(MaskedAutoencoderMixin, MaskedAutoencoderViT):
             pass
 
         model = Learned(...)
@@ -35,12 +34,12 @@ class MaskingMixin(nn.Module):
       ``mask_ratio`` down to ``random_masking(x, mask_ratio) -> (x_masked, mask, ids_restore)``,
       mask ``(B, L)``, 1 = masked;
     - ``patchify(imgs)``, giving ``(B, L, p * p * 3)``, the shape of ``pred``; ``norm_pix_loss``;
-    - ``patch_embed.patch_size``;
+    - ``patch_embed.patch_size``, and ``grid_size`` where its ``strict_img_size`` says so;
     - for counts that differ between images: ``blocks``, ``decoder_embed`` and ``mask_token``.
 
     The strategy's :class:`PatchMask` travels as ``mask_ratio``; a number that the caller gives
     there is not looked at. A caller may also give a PatchMask, which then counts, whatever
-    ``masking`` is.
+    ``masking`` is; patches that are not valid in it are shown to the encoder as 0.
 
     Attributes:
         masking: a :class:`MaskingStrategy`, or None.
@@ -67,9 +66,9 @@ class MaskingMixin(nn.Module):
             What the model returns. The first of it, the loss, has the adversarial terms added.
 
         Raises:
-            ValueError: the strategy's patches are not the model's, the images do not split into
-                them, the counts differ and the encoder cannot hide padding, or the model's loss is
-                not what :meth:`patch_error` measures.
+            ValueError: the strategy's patches are not the model's, the images or a given mask do
+                not have its grid, the counts differ and the encoder cannot hide padding, or the
+                model's loss is not what :meth:`patch_error` measures.
             TypeError: ``masking`` is not a strategy, or the model has another interface.
         """
         stock: Any = super().forward
@@ -85,6 +84,13 @@ class MaskingMixin(nn.Module):
             )
         patch_mask = given if isinstance(given, PatchMask) else self.make_mask(imgs)
         call.arguments["mask_ratio"] = patch_mask
+        name, size, grid = type(self).__name__, self.mask_patch_size(), None
+        if size is not None:
+            if getattr(self.patch_embed, "strict_img_size", False):
+                grid = self.patch_embed.grid_size
+            patch_mask.check_grid(imgs, size, name, grid)
+        imgs = patch_mask.fill_invalid(imgs)
+        call.arguments[next(iter(call.arguments))] = imgs
         with self.hidden_padding(patch_mask):
             outputs = stock(*call.args, **call.kwargs)
         if self.masking is None:
@@ -105,14 +111,13 @@ class MaskingMixin(nn.Module):
                 f"masking expected None or a masking strategy, such as AdversarialMasking("
                 f"mask_ratio=0.25, patch_size=16), got {type(self.masking).__name__}"
             )
-        size: Any = getattr(self.patch_embed, "patch_size", self.masking.patch_size)
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        if self.masking.patch_size != size:
-            raise ValueError(
-                f"masking has patch_size={self.masking.patch_size}, but {type(self).__name__} "
-                f"works on patches of {size} pixels; give the strategy patch_size={size}"
-            )
+        self.masking.require(type(self).__name__, self.mask_patch_size())
         return self.masking(imgs)
+
+    def mask_patch_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the model's patches; None where it does not say."""
+        size = getattr(self.patch_embed, "patch_size", None)
+        return (size, size) if isinstance(size, int) else size
 
     def random_masking(self, x: Tensor, mask_ratio: float | PatchMask) -> Any:
         """Visible tokens, mask and ids_restore, by a PatchMask where ``mask_ratio`` is one.
@@ -145,8 +150,7 @@ class MaskingMixin(nn.Module):
                 f"patchify(imgs) gives, got {tuple(pred.shape)}; override patch_error(imgs, pred)"
             )
         if self.norm_pix_loss:
-            variance, mean = torch.var_mean(target, -1, keepdim=True)
-            target = (target - mean) / (variance + 1e-6).sqrt()
+            target = normalise_patches(target)
         return (pred.float() - target).square().mean(-1)
 
     def error_under(self, imgs: Tensor, patch_mask: PatchMask) -> Tensor:
@@ -161,7 +165,7 @@ class MaskingMixin(nn.Module):
         Raises:
             ValueError: their mean over the masked patches is not the model's own loss.
         """
-        known = type(self).patch_error is MaskingMixin.patch_error
+        known = type(self).patch_error is MaskedAutoencoderMixin.patch_error
         if self.error_checked or not known or self.masking.loss is None:
             return
         own, ours = float(loss.detach()), float(masked_mean(error.detach(), patch_mask.mask))

@@ -23,6 +23,7 @@ from amn_masking.network import (
     standardise_logits,
     to_logits,
 )
+from amn_masking.patches import spread_to_pixels
 from amn_masking.rewards import REWARDS, Reward, reward_scale
 from amn_masking.schedules import Scheduled
 from amn_masking.strategies.base import MaskingStrategy, Ratio
@@ -258,10 +259,7 @@ class AdversarialMasking(MaskingStrategy):
     def score_map(self, images: Tensor, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images; pixels without data count as 0."""
         if valid is not None:
-            pixels = valid.reshape(-1, 1, *grid)
-            for axis in (2, 3):
-                pixels = pixels.repeat_interleave(self.patch_size[axis - 2], axis)
-            images = images.where(pixels, 0.0)
+            images = images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
         weight = next(self.network.parameters(), images)
         scores = self.network(images.to(weight.dtype))
         if not self.looked_at_images and not torch.compiler.is_compiling():
@@ -273,10 +271,11 @@ class AdversarialMasking(MaskingStrategy):
         """Refuse masks from which nothing can be learned.
 
         Raises:
-            ValueError: one masked patch in every image, whose own error is the baseline.
+            ValueError: one masked patch in every image, whose own error is the baseline. Where the
+                count is free it is another in the next batch.
         """
         count = chosen.num_patches - chosen.num_visible
-        if chosen.visible_counts is None and count < self.estimator.fewest_masked:
+        if not self.free_counts and count < self.estimator.fewest_masked:
             raise ValueError(
                 f"each image masks {count} of its {chosen.num_patches} patches, but estimator "
                 f"{type(self.estimator).__name__} compares the patches of one image and its "
@@ -327,7 +326,7 @@ def look_at(images: Tensor, scores: Any) -> None:
             f"{type(scores).__name__}"
         )
     low, high, darkest, brightest = torch.stack(
-        [x.detach().float() for part in (scores, images) for x in torch.aminmax(part)]
+        [x.float() for part in (scores, images) for x in torch.aminmax(part.detach())]
     ).tolist()
     if low < 0 or high > 1:
         raise ValueError(

@@ -18,7 +18,7 @@ class Forwarded:
     """A number of the wrapped strategy, read and set there.
 
     Raises:
-        AttributeError: it has no such number.
+        AttributeError: on setting, the strategy has no such number.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -28,7 +28,9 @@ class Forwarded:
         return self if wrapper is None else getattr(wrapper.masking, self.name)
 
     def __set__(self, wrapper: Any, value: Any) -> None:
-        if self.name not in wrapper.masking.schedules:
+        if self.name == "mask_ratio":
+            wrapper.check_takes_ratio()
+        elif not hasattr(type(wrapper.masking), self.name):
             raise AttributeError(f"{type(wrapper.masking).__name__} has no {self.name} to set")
         setattr(wrapper.masking, self.name, value)
 
@@ -45,9 +47,13 @@ class WrappedMasking(MaskingStrategy):
         TypeError: it is no strategy.
     """
 
+    mask_ratio = Forwarded()
     strength = Forwarded()
     random_share = Forwarded()
     temperature = Forwarded()
+    free_counts = Forwarded()
+    gate = Forwarded()
+    own_loss = Forwarded()
 
     def __init__(self, masking: MaskingStrategy) -> None:
         if not isinstance(masking, MaskingStrategy):
@@ -58,25 +64,6 @@ class WrappedMasking(MaskingStrategy):
         super().__init__(masking.patch_size, None)
         self.masking = masking
         self.loss = masking.loss
-
-    @property
-    def mask_ratio(self) -> float | None:
-        """The other strategy's."""
-        return self.masking.mask_ratio
-
-    @mask_ratio.setter
-    def mask_ratio(self, value: Any) -> None:
-        self.masking.mask_ratio = value
-
-    @property
-    def free_counts(self) -> bool:  # type: ignore[override]
-        """The other strategy's."""
-        return self.masking.free_counts
-
-    @property
-    def gate(self) -> bool:  # type: ignore[override]
-        """The other strategy's."""
-        return self.masking.gate
 
     def other_mask(
         self, images: Tensor, generator: torch.Generator | None, valid: Tensor | None
@@ -146,15 +133,6 @@ class RandomRatioMasking(WrappedMasking):
             "RandomRatioMasking draws the ratio and takes no mask_ratio; set its ratio_range"
         )
 
-    @property
-    def mask_ratio(self) -> float | None:
-        """The ratio of the newest batch."""
-        return self.masking.mask_ratio
-
-    @mask_ratio.setter
-    def mask_ratio(self, value: Any) -> None:
-        self.check_takes_ratio()
-
     def forward(
         self,
         images: Tensor,
@@ -223,15 +201,8 @@ class ShuffledMasking(WrappedMasking):
                 )
             return patch_mask
         # A cycle through all images in random order: no image keeps its own mask.
-        order = tie_order(batch, images.device, self.training, generator)
+        order = torch.arange(batch, device=images.device)
+        if self.training:
+            order = uniform((batch,), images.device, generator).argsort()
         source = torch.empty_like(order).scatter_(0, order, order.roll(1))
         return patch_mask.take(source)
-
-
-def tie_order(
-    batch: int, device: torch.device, drawn: bool, generator: torch.Generator | None
-) -> Tensor:
-    """A permutation of the batch; in ``eval()`` the batch's own order."""
-    if not drawn:
-        return torch.arange(batch, device=device)
-    return uniform((batch,), device, generator).argsort()

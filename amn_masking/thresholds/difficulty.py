@@ -114,7 +114,7 @@ class Difficulty(Tracking):
             ValueError: no patch was drawn at random.
         """
         if drawn_at_random is None:
-            raise ValueError("threshold 'difficulty' expected random_share > 0, such as 0.25")
+            raise ValueError("threshold 'difficulty' expected random_share > 0 all the time")
         random = drawn_at_random & chosen.mask.bool()
         by_score = chosen.mask.bool() & ~random
         error = error.detach().to(self.errors.dtype)

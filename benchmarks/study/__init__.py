@@ -1,6 +1,6 @@
 """A fair comparison of masking strategies at a size for two CPU cores.
 
-    python -m benchmarks.study run EXPERIMENT [--seeds 0 1 2] [--jobs 2] [--data shapes]
+    python -m benchmarks.study run EXPERIMENT [--seeds 0 1 2] [--jobs 2] [--sets shapes]
     python -m benchmarks.study search | steps | matrix
     python -m benchmarks.study tables
     python -m benchmarks.study smoke

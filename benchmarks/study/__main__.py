@@ -10,8 +10,9 @@ from pathlib import Path
 # Before torch: two runs go side by side, each with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from benchmarks.study import cifar
 from benchmarks.study.experiments import EXPERIMENTS
-from benchmarks.study.queue import run_all, runs_of, workers
+from benchmarks.study.pool import run_all, runs_of, workers
 from benchmarks.study.settings import USABLE
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
@@ -26,17 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("experiment", choices=sorted(EXPERIMENTS))
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="100 and up: report")
     run.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
-    run.add_argument("--data", nargs="+", help="only these data sets")
+    run.add_argument("--sets", nargs="+", help="only these data sets")
+    run.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="pictures of CIFAR-10, FOLDER/train/CLASS/FILE "
+        "and FOLDER/test/CLASS/FILE; without it torchvision fetches them"
+    )  # fmt: skip
     search = commands.add_parser("search", help="optuna over the learned mask, on tuning seeds")
-    search.add_argument("--data", default="shapes", choices=USABLE)
+    search.add_argument("--sets", default="shapes", choices=USABLE)
     search.add_argument("--trials", type=int, default=24, help="the budget, 2 or 4 runs each (24)")
     search.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
     steps = commands.add_parser("steps", help="what a step of each strategy costs, in turns")
-    steps.add_argument("--data", nargs="+", default=list(USABLE), choices=USABLE)
+    steps.add_argument("--sets", nargs="+", default=list(USABLE), choices=USABLE)
     matrix = commands.add_parser(
         "matrix", help="trained under one strategy's masks, tested under all"
     )
-    matrix.add_argument("--data", default="shapes", choices=USABLE)
+    matrix.add_argument("--sets", default="shapes", choices=USABLE)
     matrix.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103])
     matrix.add_argument("--jobs", type=int, default=2, help="seeds side by side, a thread each (2)")
     tables = commands.add_parser("tables", help="all tables and figures, from the CSV files")
@@ -46,21 +51,23 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
     args = parser.parse_args(arguments)
     if args.command == "run":
+        if args.data is not None:
+            os.environ[cifar.FOLDER] = str(args.data)  # for the workers
         with workers(args.jobs) as pool:
-            wanted = runs_of(args.experiment, args.seeds, args.data)
+            wanted = runs_of(args.experiment, args.seeds, args.sets)
             run_all(args.experiment, wanted, pool, args.results)
     elif args.command == "search":
         from benchmarks.study.search import search as search_on
 
-        search_on(args.data, args.trials, args.jobs, args.results)
+        search_on(args.sets, args.trials, args.jobs, args.results)
     elif args.command == "steps":
         from benchmarks.study.steps import write
 
-        write(args.data, args.results)
+        write(args.sets, args.results)
     elif args.command == "matrix":
         from benchmarks.study.matrix import write as write_matrix
 
-        write_matrix(args.data, args.seeds, args.jobs, args.results)
+        write_matrix(args.sets, args.seeds, args.jobs, args.results)
     elif args.command == "tables":
         from benchmarks.study.evidence import write_evidence
         from benchmarks.study.tables import write_all

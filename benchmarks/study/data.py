@@ -7,7 +7,8 @@ Within that each seed draws its own training and test images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -39,19 +40,29 @@ class Images:
     Attributes:
         pixels: ``(N, C, S + 2m, S + 2m)`` float32.
         labels: ``(N,)`` int64.
-        ink: ``(N, 1, S + 2m, S + 2m)`` in [0, 1], the share of a pixel that is foreground.
+        ink: ``(N, 1, S + 2m, S + 2m)`` in [0, 1], the share of a pixel that is foreground; None
+            where nobody knows.
         noise: the same for the region of pure noise; None where there is none.
+        margin: m, in pixels.
+        mirrored: whether training mirrors them at random.
     """
 
     pixels: Tensor
     labels: np.ndarray
-    ink: Tensor
+    ink: Tensor | None = None
     noise: Tensor | None = None
+    margin: int = MARGIN
+    mirrored: bool = False
 
     def centre(self, pixels: Tensor | None = None) -> Tensor:
         """``(N, C, S, S)``: these pictures, or other maps of their size, without the margin."""
         pixels = self.pixels if pixels is None else pixels
-        return pixels[..., MARGIN:-MARGIN, MARGIN:-MARGIN].contiguous()
+        return pixels[..., self.margin : -self.margin, self.margin : -self.margin].contiguous()
+
+    def to(self, device: str) -> Images:
+        """The same on another device; labels stay."""
+        ink, noise = (None if x is None else x.to(device) for x in (self.ink, self.noise))
+        return replace(self, pixels=self.pixels.to(device), ink=ink, noise=noise)
 
 
 @dataclass(frozen=True)
@@ -60,11 +71,24 @@ class Data:
 
     Attributes:
         swapped: the test pictures on other backgrounds; None where there is no background.
+        disturbed: the test pictures ``(N, C, S, S)`` by what was done to them.
+        source: where they are from, if they are not made here.
     """
 
     train: Images
     test: Images
     swapped: Images | None = None
+    disturbed: Mapping[str, Tensor] = field(default_factory=dict)
+    source: str = ""
+
+    def to(self, device: str) -> Data:
+        """The same on another device; labels stay."""
+        swapped = None if self.swapped is None else self.swapped.to(device)
+        disturbed = {name: pixels.to(device) for name, pixels in self.disturbed.items()}
+        return replace(
+            self, train=self.train.to(device), test=self.test.to(device), swapped=swapped,
+            disturbed=disturbed,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=1)  # a seed's runs follow each other

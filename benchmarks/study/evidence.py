@@ -16,7 +16,7 @@ from benchmarks.overhead import SHIPPED, verdicts
 from benchmarks.study import store
 from benchmarks.study.figures import probe_against_ratio
 from benchmarks.study.matrix import read as read_matrix
-from benchmarks.study.queue import csv_of
+from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import SETS, USABLE
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.store import Row

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.study import cifar_arms
 from benchmarks.study.settings import (
     RECIPES,
     SETS,
@@ -17,7 +18,7 @@ from benchmarks.study.settings import (
     Setting,
     learned,
     network,
-    random,
+    random_masks,
     ratio_of,
 )
 
@@ -30,7 +31,7 @@ def recipe() -> list[Setting]:
         for setting in (
             Setting("pixels", RECIPES[data], encoder="pixels"),
             Setting("untrained", RECIPES[data], encoder="untrained"),
-            random(RECIPES[data], 0.5),
+            random_masks(RECIPES[data], 0.5),
         )
     ]
 
@@ -56,7 +57,7 @@ TRIED: dict[str, dict[str, dict[str, Any]]] = {
 def tried() -> list[Setting]:
     """The recipes beside those that are used."""
     return [
-        replace(random(replace(RECIPES[data], **changes), 0.5), strategy=f"random, {name}")
+        replace(random_masks(replace(RECIPES[data], **changes), 0.5), strategy=f"random, {name}")
         for data, variants in TRIED.items()
         for name, changes in variants.items()
     ]
@@ -88,7 +89,10 @@ SCREENED: dict[str, tuple[str, ...]] = {
 
 def strengths(recipe: Recipe, ratio: float) -> list[Setting]:
     """Random masks, and learned ones of each strength."""
-    return [random(recipe, ratio), *(learned(recipe, ratio, strength) for strength in STRENGTHS)]
+    return [
+        random_masks(recipe, ratio),
+        *(learned(recipe, ratio, strength) for strength in STRENGTHS),
+    ]
 
 
 def grid() -> list[Setting]:
@@ -263,12 +267,12 @@ def within(epochs: Mapping[str, Mapping[str, int]]) -> list[Setting]:
     ]
 
 
-def flops() -> list[Setting]:
+def equal_flops() -> list[Setting]:
     """At equal FLOPs of the encoder."""
     return within(EQUAL_FLOPS)
 
 
-def time() -> list[Setting]:
+def equal_time() -> list[Setting]:
     """At equal processor time."""
     return within(EQUAL_TIME)
 
@@ -318,7 +322,7 @@ def ablation() -> list[Setting]:
     settings = []
     for data in USABLE:
         recipe, ratio = RECIPES[data], 0.5
-        settings.append(random(recipe, ratio))
+        settings.append(random_masks(recipe, ratio))
         plain = learned(recipe, ratio, "adversarial", random_share=0.25)
         sides = {f"downsample {d}": network(d) for d in (1, recipe.patch)}
         for name, options in {**ABLATIONS, **sides}.items():
@@ -351,7 +355,7 @@ def matrix(data: str) -> list[Setting]:
 def smoke() -> list[Setting]:
     """The smallest of the grid, to be run again anywhere."""
     recipe = RECIPES["shapes"]
-    return [random(recipe, 0.75), learned(recipe, 0.75, "cooperative")]
+    return [random_masks(recipe, 0.75), learned(recipe, 0.75, "cooperative")]
 
 
 def tiny() -> list[Setting]:
@@ -359,13 +363,15 @@ def tiny() -> list[Setting]:
     recipe = RECIPES["digits8"]
     return [
         Setting("pixels", recipe, encoder="pixels"),
-        random(recipe, 0.75),
+        random_masks(recipe, 0.75),
         learned(recipe, 0.75, "adversarial"),
     ]
 
 
 EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
-    "smoke": smoke, "report": report, "flops": flops, "time": time, "long": long,
-    "grid16": grid16, "tiny": tiny,
+    "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
+    "grid16": grid16, "tiny": tiny, "cifar": cifar_arms.cifar,
+    "cifar_recipe": cifar_arms.cifar_recipe, "cifar_tuning": cifar_arms.cifar_tuning, "cifar_lengths": cifar_arms.cifar_lengths,
+    "cifar_epochs": cifar_arms.cifar_epochs,
 }  # fmt: skip

@@ -25,9 +25,10 @@ def finetune(model: Any, data: Data, seed: int) -> float:
     the probe. The model is trained in place.
     """
     torch.manual_seed(seed)
-    labels = torch.from_numpy(data.train.labels)
+    device = data.train.pixels.device
+    labels = torch.from_numpy(data.train.labels).to(device)
     crops = InMemoryImages(data.train, seed)
-    head = nn.Linear(model.backbone.embed_dims, int(labels.max()) + 1)
+    head = nn.Linear(model.backbone.embed_dims, int(labels.max()) + 1).to(device)
     parameters = [*model.backbone.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.05, fused=True)
     order = np.random.default_rng(seed)
@@ -49,4 +50,4 @@ def finetune(model: Any, data: Data, seed: int) -> float:
     model.eval()
     with torch.no_grad():
         found = torch.cat([logits(part).argmax(1) for part in data.test.centre().split(250)])
-    return float((found.numpy() == data.test.labels).mean())
+    return float((found.cpu().numpy() == data.test.labels).mean())

@@ -14,7 +14,7 @@ import torch
 from benchmarks.study import store
 from benchmarks.study.data import load, split_of
 from benchmarks.study.experiments import matrix
-from benchmarks.study.queue import csv_of, workers
+from benchmarks.study.pool import csv_of, workers
 from benchmarks.study.settings import USABLE
 
 COLUMNS = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from amn_masking.thresholds.selection import count_visible
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -24,12 +25,12 @@ from amn_masking.meters import (
 )
 from amn_masking.strategies.ranked import RankedMasking
 from amn_masking.thresholds import Difficulty
-from amn_masking.thresholds.selection import count_visible
 from amn_masking.tools.knn import vote
 from benchmarks.study.data import Data, Images
 
 Encode = Callable[[Tensor], np.ndarray]
 
+UNKNOWN_FOREGROUND = 2000  # test images that masks are measured on where no foreground is known
 PROBE_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -63,7 +64,7 @@ def feature_metrics(
     }
     disturbed = {
         "occluded": occluded(images, patch, seed),
-        "noise": images + 0.5 * torch.randn(images.shape, generator=seeded(seed)),
+        "noise": images + 0.5 * torch.randn(images.shape, generator=seeded(seed)).to(images),
         "blur": gaussian_blur(images, [7, 7], [1.5, 1.5]),
     }
     if data.swapped is not None:
@@ -76,12 +77,12 @@ def feature_metrics(
 def occluded(images: Tensor, patch: int, seed: int) -> Tensor:
     """A quarter of the patches, drawn at random, set to the mean colour."""
     h, w = (length // patch for length in images.shape[-2:])
-    noise = torch.rand(len(images), h * w, generator=seeded(seed))
+    noise = torch.rand(len(images), h * w, generator=seeded(seed)).to(images.device)
     return PatchMask.from_shuffle(noise.argsort(1), h * w - h * w // 4, (h, w)).apply(images)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
 
 
 @torch.no_grad()
@@ -92,8 +93,9 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     torch.manual_seed(seed)
     model.train()
     pixels = images.centre()
+    if images.ink is None:
+        pixels = pixels[:UNKNOWN_FOREGROUND]
     patch_mask = model.make_mask(pixels)
-    ink = patch_share(images.centre(images.ink), patch)
 
     def error(masks: PatchMask) -> Tensor:
         return model.masked_error(masks, inputs=pixels, data_samples=[])
@@ -101,15 +103,18 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     positions = PositionMeter()
     positions.update(patch_mask.mask, patch_mask.grid)
     # Not the seed of the masks: random ones would be the same masks.
-    random = error(at_random(patch_mask, seeded(seed + 1)))
+    random = error(at_random(patch_mask, seeded(seed + 1, pixels.device)))
     metrics = {
         "mask_ratio": patch_mask.mask.mean(),
-        "foreground_lift": lift(patch_mask.mask, ink),
         "random_mask_error": random,
         "adversarial_gain": error(patch_mask) / random,
         "position_entropy": positions.entropy(),
         "mask_distance": mask_distance(patch_mask.mask),
     }
+    ink = None
+    if images.ink is not None:
+        ink = patch_share(images.centre(images.ink), patch)
+        metrics["foreground_lift"] = lift(patch_mask.mask, ink)
     if images.noise is not None:
         metrics["noise_lift"] = lift(
             patch_mask.mask, patch_share(images.centre(images.noise), patch)
@@ -117,13 +122,13 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     scores = patch_mask.patch_scores
     if isinstance(model.masking, RankedMasking):
         scores = model.masking.keys(pixels, int(patch_mask.mask[0].sum()), None)
-    if scores is not None:
+    if scores is not None and ink is not None:
         metrics["score_auc"] = ranking_auc(scores, ink >= 0.1)
     if isinstance(threshold := getattr(model.masking, "threshold", None), Difficulty):
         metrics["running_gain"] = threshold.running_gain
     if patch_mask.logits is not None:
         metrics["score_entropy"] = score_entropy(patch_mask.logits)
-    for name, masks in reference_masks(ink, patch_mask.grid, seed).items():
+    for name, masks in reference_masks(pixels, patch, seed, ink).items():
         metrics[f"error_{name}"] = error(masks)
     return {name: float(value) for name, value in metrics.items()}
 
@@ -159,22 +164,28 @@ def ranking_auc(scores: Tensor, positive: Tensor) -> float:
     return float((wins / counts)[counts > 0].mean())
 
 
-def reference_masks(ink: Tensor, grid: tuple[int, int], seed: int) -> dict[str, PatchMask]:
+def reference_masks(
+    images: Tensor, patch: int, seed: int, ink: Tensor | None
+) -> dict[str, PatchMask]:
     """Masks that no strategy made, the same for all: at random, and by the foreground at 0.5.
 
     Args:
-        ink: ``(N, L)`` the foreground's share of each patch.
-        grid: patches per column and per row.
+        images: ``(N, C, H, W)`` that are masked.
+        patch: side of a patch.
         seed: of the random order.
+        ink: ``(N, L)`` the foreground's share of each patch; None: only the random ones.
     """
-    noise = torch.rand(ink.shape, generator=seeded(seed))
-    length = ink.shape[1]
+    grid = images.shape[2] // patch, images.shape[3] // patch
+    length = grid[0] * grid[1]
+    noise = torch.rand(len(images), length, generator=seeded(seed)).to(images.device)
     masks = {
         f"random_{ratio}": PatchMask.from_shuffle(
             noise.argsort(1), count_visible(length, ratio), grid
         )
         for ratio in (0.25, 0.5, 0.75)
     }
+    if ink is None:
+        return masks
     half = count_visible(length, 0.5)
     for name, sign in (("foreground_hidden", 1), ("foreground_visible", -1)):
         order = (sign * ink + 1e-6 * noise).argsort(1)  # the last are masked

@@ -13,16 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import MMLogger
 from torch import Tensor
 
 import amn_masking
-from benchmarks.study import measures, training
-from benchmarks.study.data import load, split_of
+from benchmarks.study import cifar, measures, photo_measures, training
+from benchmarks.study.data import Data, load, split_of
 from benchmarks.study.finetune import finetune
-from benchmarks.study.settings import Setting
+from benchmarks.study.settings import PhotoRecipe, Recipe, Setting
 from benchmarks.study.store import COLUMNS, Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,19 +33,21 @@ def run(experiment: str, setting: Setting, seed: int) -> Row:
     code = commit()  # before training, in which it may change
     torch.set_num_threads(1)
     quiet()
-    recipe = setting.recipe
-    data = load(recipe.data, seed)
+    recipe, device = setting.recipe, training.device()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, for features outside autocast
+    data = data_of(recipe, seed)
     numbers: dict[str, Any] = {"steps": 0, "seconds": 0.0}
     probe_c: float | None = None
     if setting.encoder == "pixels":
 
-        def encode(pixels: Tensor) -> np.ndarray:
-            return pixels.flatten(1).numpy()
+        def encode(pixels: Tensor) -> Tensor:
+            return pixels.flatten(1)
     else:
-        model = training.build(setting, seed)
+        model = training.build(setting, seed).to(device)
 
-        def encode(pixels: Tensor) -> np.ndarray:
-            return training.features(model, pixels).numpy()
+        def encode(pixels: Tensor) -> Tensor:
+            return training.features(model, pixels)
 
     if setting.encoder == "trained":
         probe_c = recipe.probe_c
@@ -56,7 +57,12 @@ def run(experiment: str, setting: Setting, seed: int) -> Row:
         numbers["cpu_seconds"] = time.process_time() - used
         numbers |= measures.mask_metrics(model, data.test, recipe.patch, seed)
         numbers |= measures.step_flops(model, data.train.centre()[: recipe.batch])
-    numbers |= measures.feature_metrics(encode, data, recipe.patch, probe_c, seed)
+    if isinstance(recipe, PhotoRecipe):
+        numbers |= photo_measures.feature_metrics(encode, data, probe_c, seed)
+    else:
+        numbers |= measures.feature_metrics(
+            lambda pixels: encode(pixels).cpu().numpy(), data, recipe.patch, probe_c, seed
+        )
     if setting.encoder != "pixels":
         numbers["finetune"] = finetune(model, data, seed)  # the last, because it trains the model
     numbers["seconds_in_all"] = time.perf_counter() - begin
@@ -68,10 +74,17 @@ def run(experiment: str, setting: Setting, seed: int) -> Row:
         "seed": str(seed),
         "split": split_of(seed),
         "settings": setting.to_json(),
-        "software": software(),
+        "software": software(data.source),
         "hardware": hardware(),
         "commit": code,
     }
+
+
+def data_of(recipe: Recipe, seed: int) -> Data:
+    """The pictures of a recipe for one seed, on the study's device."""
+    if isinstance(recipe, PhotoRecipe):
+        return cifar.load(recipe, seed, training.device())
+    return load(recipe.data, seed).to(training.device())
 
 
 def quiet() -> None:
@@ -81,17 +94,19 @@ def quiet() -> None:
 
 
 @cache
-def software() -> str:
-    """Names and versions, as JSON."""
+def software(source: str = "") -> str:
+    """Names and versions, as JSON; and where the pictures are from, if anywhere."""
     names = ("torch", "mmengine", "mmpretrain", "numpy", "scikit-learn")
     versions = {"amn_masking": amn_masking.__version__, "python": platform.python_version()}
     versions |= {name: version(name).split("+")[0] for name in names}
-    return json.dumps(versions)
+    return json.dumps(versions | ({"pictures": source} if source else {}))
 
 
 @cache
 def hardware() -> str:
-    """The kind of processor, and that one thread of it was used."""
+    """The kind of GPU; without one that of processor, and that one thread of it was used."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")

@@ -15,8 +15,8 @@ import optuna
 
 from benchmarks.study import settings, store
 from benchmarks.study.experiments import CHOSEN, RATIOS
-from benchmarks.study.queue import csv_of, run_all, workers
-from benchmarks.study.settings import RECIPES, Recipe, Setting, random
+from benchmarks.study.pool import csv_of, run_all, workers
+from benchmarks.study.settings import RECIPES, Recipe, Setting, random_masks
 
 # The seeds of a trial, a round at a time: after the first a trial below the median of those before
 # it ends.
@@ -110,7 +110,7 @@ def search(data: str, trials: int, jobs: int, results: Path) -> None:
             known = {store.key(row): row for row in store.read(csv_of(results, "search"))}
             return [store.worth(known[setting.to_json(), str(seed)]) for seed in seeds]
 
-        baseline = random(recipe, CHOSEN[data]["random"])
+        baseline = random_masks(recipe, CHOSEN[data]["random"])
         worths(baseline, tuple(seed for part in ROUNDS for seed in part))
         for _ in range(trials):
             trial = study.ask()

@@ -42,6 +42,25 @@ class Recipe:
     probe_c: float = 0.1
 
 
+@dataclass(frozen=True)
+class PhotoRecipe(Recipe):
+    """The same on photographs: training crops are mirrored at random, too.
+
+    Attributes:
+        images: to train on; of more the seed draws.
+        queries: to test on; the same.
+        precision: of the training steps: ``'float32'``, on a CPU; ``'tf32'`` or ``'bfloat16'`` by
+            autocast, on a GPU.
+        seen: share of the patches that the encoder sees where the rest is not all predicted (see
+            seen_predicted.py); 0: all that the mask leaves.
+    """
+
+    images: int = 50_000
+    queries: int = 10_000
+    precision: str = "float32"
+    seen: float = 0.0
+
+
 RECIPES = {
     "digits": Recipe("digits", side=36, channels=1, patch=6, epochs=25, lr=4e-3),
     "clutter": Recipe("clutter", side=36, channels=3, patch=6, epochs=25, lr=4e-3),
@@ -86,7 +105,7 @@ class Setting:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def random(recipe: Recipe, ratio: float) -> Setting:
+def random_masks(recipe: Recipe, ratio: float) -> Setting:
     return Setting("random", recipe, dict(type="RandomMasking", mask_ratio=ratio))
 
 

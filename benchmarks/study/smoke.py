@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.study import store
-from benchmarks.study.queue import csv_of, run_all, runs_of, workers
+from benchmarks.study.pool import csv_of, run_all, runs_of, workers
 from benchmarks.study.tables import current, write_all
 
 EXPERIMENT, SEEDS = "smoke", [0, 1]

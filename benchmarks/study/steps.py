@@ -21,7 +21,7 @@ from benchmarks.study import measures, training
 from benchmarks.study.data import load
 from benchmarks.study.experiments import report
 from benchmarks.study.runs import quiet
-from benchmarks.study.settings import Setting, random, ratio_of
+from benchmarks.study.settings import Setting, random_masks, ratio_of
 
 ROUNDS = 60
 
@@ -73,7 +73,7 @@ def encoder_flops(setting: Setting, images: Tensor) -> float:
         raise ValueError(f"expected a strategy of one mask ratio, got {setting.masking}")
     every, trained = (
         measures.step_flops(training.build(one, 0), images)["flops_encoder"]
-        for one in (setting, random(setting.recipe, ratio))
+        for one in (setting, random_masks(setting.recipe, ratio))
     )
     return every + 2 * trained
 

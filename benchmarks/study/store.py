@@ -17,6 +17,10 @@ FEATURE_METRICS = (
     "probe_noise",
     "probe_blur",
     "probe_swapped",
+    "probe_contrast",
+    "probe_jpeg",
+    "probe_1_percent",
+    "probe_10_percent",
 )
 MASK_METRICS = (
     "mask_ratio",

@@ -12,22 +12,14 @@ import numpy as np
 from benchmarks.study import store
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.figures import probe_against_ratio
-from benchmarks.study.queue import csv_of
+from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import ratio_of
 from benchmarks.study.stats import ENOUGH, Comparison, compare, holm
 from benchmarks.study.store import Row, worth
 
 Cell = tuple[str, float | None]  # a strategy and its mask ratio
 SPLITS = {"tune": "tuning seeds", "report": "report seeds"}
-ACCURACY = (
-    "probe",
-    "knn",
-    "finetune",
-    "probe_occluded",
-    "probe_noise",
-    "probe_blur",
-    "probe_swapped",
-)
+ACCURACY = store.FEATURE_METRICS
 MASKS = (
     "mask_ratio", "running_gain", "score_auc", "foreground_lift", "noise_lift", "adversarial_gain",
     "random_mask_error", "position_entropy", "mask_distance", "score_entropy",

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.hooks import RuntimeInfoHook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, FUNCTIONS, HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmpretrain.utils import register_all_modules
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import benchmarks.study.seen_predicted  # registers a method
 import benchmarks.study.variance  # noqa: F401  (registers a strategy)
-from benchmarks.study.data import MARGIN, Images
-from benchmarks.study.settings import Setting
+from benchmarks.study.data import Images
+from benchmarks.study.settings import PhotoRecipe, Setting
+
+
+def device() -> str:
+    """Where the study trains and measures."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @DATASETS.register_module()
 class InMemoryImages(Dataset):
-    """Training pictures, a random crop of each at every visit, a batch at a time.
+    """Training pictures, a random crop of each at every visit, a batch at a time, where they are.
 
     Args:
         images: with their margin.
@@ -31,6 +41,8 @@ class InMemoryImages(Dataset):
 
     def __init__(self, images: Images, seed: int) -> None:
         self.pixels = images.pixels
+        self.margin = images.margin
+        self.mirrored = images.mirrored
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -40,10 +52,16 @@ class InMemoryImages(Dataset):
         raise TypeError("pictures are read by the batch: use a loader that calls __getitems__")
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        side = self.pixels.shape[-1] - 2 * MARGIN
-        corner = torch.randint(2 * MARGIN + 1, (2, len(indices), 1), generator=self.generator)
+        count, side = len(indices), self.pixels.shape[-1] - 2 * self.margin
+        corner = torch.randint(2 * self.margin + 1, (2, count, 1), generator=self.generator)
         rows, columns = corner + torch.arange(side)
-        which = torch.tensor(indices)[:, None, None]
+        if self.mirrored:
+            flip = torch.rand(count, 1, generator=self.generator) < 0.5
+            columns = torch.where(flip, columns.flip(1), columns)
+        device = self.pixels.device
+        which, rows, columns = (
+            ids.to(device) for ids in (torch.tensor(indices)[:, None, None], rows, columns)
+        )
         # Channels last while indexing: three index tensors side by side give (B, S, S, C).
         crops = self.pixels.movedim(1, -1)[which, rows[:, :, None], columns[:, None, :]]
         return {"inputs": crops.movedim(-1, 1).contiguous(), "data_samples": []}
@@ -55,11 +73,45 @@ def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+@HOOKS.register_module()
+class SilentRuntimeInfoHook(RuntimeInfoHook):
+    """Without the losses, which nobody reads here: each would make the step wait for the GPU."""
+
+    def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16OptimWrapper(OptimWrapper):
+    """Training steps under bfloat16 autocast, whose range needs no scaling of the loss."""
+
+    @contextmanager
+    def optim_context(self, model: Any) -> Iterator[None]:
+        kind = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(kind, dtype=torch.bfloat16):
+            yield
+
+
+def merge_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Put the parameters of equal options into one group: mmengine makes one for each parameter,
+    and the fused optimizer runs once for each group.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        options = {key: value for key, value in group.items() if key != "params"}
+        known = merged.setdefault(repr(sorted(options.items())), {**options, "params": []})
+        known["params"] += group["params"]
+    optimizer.param_groups[:] = merged.values()
+
+
 def model_config(setting: Setting) -> dict[str, Any]:
     """The model of a setting; ``amn_masking.MAE`` with its strategy."""
     recipe = setting.recipe
+    apart = isinstance(recipe, PhotoRecipe) and recipe.seen > 0
+    method = "SeenPredictedMAE" if apart else "amn_masking.MAE"
     return dict(
-        type="amn_masking.MAE",
+        type=method,
+        **(dict(seen=recipe.seen) if apart else {}),
         data_preprocessor=dict(type="SelfSupDataPreprocessor"),
         backbone=dict(
             type="MAEViT",
@@ -99,7 +151,9 @@ def model_config(setting: Setting) -> dict[str, Any]:
 
 
 def build(setting: Setting, seed: int) -> Any:
-    """The model at the start: by seed and recipe one autoencoder, whatever the strategy."""
+    """The model at the start: by seed and recipe one autoencoder, whatever the strategy; on the
+    CPU.
+    """
     register_all_modules()
     torch.manual_seed(seed)
     model = MODELS.build(model_config(setting))
@@ -115,6 +169,7 @@ def make_runner(model: Any, images: Images, setting: Setting, seed: int, folder:
     recipe = setting.recipe
     no_decay = dict(decay_mult=0.0)
     warm_up = max(1, recipe.epochs // 20)
+    bfloat16 = isinstance(recipe, PhotoRecipe) and recipe.precision == "bfloat16"
     return Runner(
         model=model,
         work_dir=folder,
@@ -128,7 +183,7 @@ def make_runner(model: Any, images: Images, setting: Setting, seed: int, folder:
             dataset=InMemoryImages(images, seed),
         ),
         optim_wrapper=dict(
-            type="OptimWrapper",
+            type="Bfloat16OptimWrapper" if bfloat16 else "OptimWrapper",
             optimizer=dict(
                 type="AdamW", lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
             ),
@@ -154,7 +209,9 @@ def make_runner(model: Any, images: Images, setting: Setting, seed: int, folder:
             ),
         ],
         train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=recipe.epochs),
-        default_hooks=dict(logger=None, checkpoint=None),
+        default_hooks=dict(
+            logger=None, checkpoint=None, runtime_info=dict(type="SilentRuntimeInfoHook")
+        ),
         visualizer=dict(type="Visualizer", vis_backends=[]),
         default_scope="mmpretrain",
         log_level="ERROR",
@@ -166,12 +223,16 @@ def train(model: Any, images: Images, setting: Setting, seed: int) -> int:
     """Train in place; the number of steps."""
     with tempfile.TemporaryDirectory() as folder:
         runner = make_runner(model, images, setting, seed, folder)
+        if isinstance(setting.recipe, PhotoRecipe):
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            merge_groups(runner.optim_wrapper.optimizer)
         runner.train()
     return runner.iter
 
 
 @torch.no_grad()
-def features(model: Any, pixels: Tensor, batch: int = 250) -> Tensor:
+def features(model: Any, pixels: Tensor) -> Tensor:
     """``(N, D)`` the mean over the patches of whole images, ``(N, C, S, S)``."""
     model.eval()
+    batch = 2000 if pixels.is_cuda else 250
     return torch.cat([model.extract_feat(part)[0][:, 1:].mean(1) for part in pixels.split(batch)])

@@ -7,11 +7,11 @@ from torchvision import datasets, transforms
 from transformers import Trainer, TrainingArguments, ViTMAEConfig, ViTMAEForPreTraining, set_seed
 
 from amn_masking import AdversarialMasking
-from amn_masking.adapters.huggingface import MaskingMixin, masked_forward
+from amn_masking.adapters.huggingface import MaskedTrainerMixin, masked_forward
 from amn_masking.meters import adversarial_gain
 
 
-class MaskedTrainer(MaskingMixin, Trainer): ...
+class MaskedTrainer(MaskedTrainerMixin, Trainer): ...
 
 
 set_seed(0)

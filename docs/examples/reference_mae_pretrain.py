@@ -7,14 +7,14 @@ import torch
 from torchvision import datasets, transforms
 
 from amn_masking import AdversarialMasking
-from amn_masking.adapters.reference_mae import MaskingMixin
+from amn_masking.adapters.reference_mae import MaskedAutoencoderMixin
 from amn_masking.meters import adversarial_gain
 
 # With the reference's code or a fork instead: from models_mae import MaskedAutoencoderViT
 from tests.helpers.reference_model import SmallMaskedAutoencoder as MaskedAutoencoderViT
 
 
-class Learned(MaskingMixin, MaskedAutoencoderViT): ...
+class Learned(MaskedAutoencoderMixin, MaskedAutoencoderViT): ...
 
 
 def crops(count):  # (count, 3, 64, 64)

@@ -30,11 +30,11 @@ for step in range(1, 81):
     out.loss.backward()
     optimizer.step()
     if step % 20 == 0:
-        gain = adversarial_gain(partial(model.patch_error, images), out.patch_mask)
+        gain = adversarial_gain(partial(model.error_under, images), out.patch_mask)
         print(f"step {step}: loss {out.loss:.3f}, adversarial gain {gain:.3f}", flush=True)
 
 masking.eval()  # the masks that the network likes best, without exploration noise
 views = [next(iter(loader))[0] for _ in range(8)]
-gains = [adversarial_gain(partial(model.patch_error, x), masking(x)) for x in views]
+gains = [adversarial_gain(partial(model.error_under, x), masking(x)) for x in views]
 save_file(encoder.state_dict(), "encoder.safetensors")
 print(f"adversarial gain {sum(gains) / len(gains):.3f} without noise; wrote encoder.safetensors")

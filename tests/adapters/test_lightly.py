@@ -19,7 +19,7 @@ from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking
 from amn_masking.adapters.lightly import bool_mask, patch_error, token_mask
-from amn_masking.meters import masked_mean
+from amn_masking.patches import masked_mean
 from tests.helpers.draws import ragged
 
 
@@ -44,6 +44,9 @@ BACKBONES = {
 }
 
 
+MEAN = dict(threshold=dict(type="mean"), mask_ratio=None)
+
+
 def adversarial(**options):
     torch.manual_seed(2)
     return AdversarialMasking(**dict(mask_ratio=0.5, patch_size=8) | options)
@@ -57,8 +60,9 @@ def backbone_and_prefix(request):
 
 def test_indices_are_the_mask_behind_the_prefix(backbone_and_prefix):
     backbone, prefix = backbone_and_prefix
-    patch_mask = adversarial()(torch.randn(4, 3, 32, 32))
-    idx_keep, idx_mask = token_mask(patch_mask, backbone)
+    images = torch.randn(4, 3, 32, 32)
+    patch_mask = adversarial()(images)
+    idx_keep, idx_mask = token_mask(patch_mask, backbone, images)
     assert idx_keep.dtype == idx_mask.dtype == torch.int64
     for row in range(4):
         masked = [prefix + place for place in range(16) if patch_mask.mask[row, place] == 1]
@@ -67,19 +71,19 @@ def test_indices_are_the_mask_behind_the_prefix(backbone_and_prefix):
         assert sorted([*idx_keep[row].tolist(), *masked]) == list(range(prefix + 16))
     expected = torch.zeros(4, prefix + 16, dtype=torch.bool)
     expected[:, prefix:] = patch_mask.mask == 1
-    assert torch.equal(bool_mask(patch_mask, backbone), expected)
+    assert torch.equal(bool_mask(patch_mask, backbone, images), expected)
 
 
 def test_random_masking_is_lightly_s_own():
     """From the same noise; lightly draws one number more, for the class token."""
-    noise = torch.rand(4, 16)
+    noise, images = torch.rand(4, 16), torch.randn(4, 3, 32, 32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             torch, "rand", lambda *size, **_: F.pad(noise, (1, 0)) if size == (4, 17) else noise
         )
         stock = utils.random_token_mask((4, 17), mask_ratio=0.6)
-        patch_mask = RandomMasking(0.6, 8)(torch.randn(4, 3, 32, 32))
-    for one, other in zip(stock, token_mask(patch_mask, timm()), strict=True):
+        patch_mask = RandomMasking(0.6, 8)(images)
+    for one, other in zip(stock, token_mask(patch_mask, timm(), images), strict=True):
         assert torch.equal(one, other)
 
 
@@ -89,11 +93,11 @@ def test_dropped_and_replaced_tokens_are_the_mask_s(backbone_and_prefix):
     images, other = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
     patch_mask = adversarial()(images)
     hidden = patch_mask.pixel_mask(32, 32).bool()
-    idx_keep, idx_mask = token_mask(patch_mask, backbone)
+    idx_keep, idx_mask = token_mask(patch_mask, backbone, images)
     for how in (
         dict(idx_keep=idx_keep),
         dict(idx_mask=idx_mask),
-        dict(mask=bool_mask(patch_mask, backbone)),
+        dict(mask=bool_mask(patch_mask, backbone, images)),
     ):
         before = backbone.encode(images, **how)
         same = backbone.encode(torch.where(hidden, other, images), **how)
@@ -105,52 +109,98 @@ def test_dropped_and_replaced_tokens_are_the_mask_s(backbone_and_prefix):
 @pytest.mark.parametrize("criterion", ["L1", "L2"])
 def test_errors_go_back_to_their_patches_in_any_order(backbone_and_prefix, criterion):
     backbone, prefix = backbone_and_prefix
-    patch_mask = adversarial()(torch.randn(3, 3, 32, 32))
+    images = torch.randn(3, 3, 32, 32)
+    patch_mask = adversarial()(images)
     pred, target = torch.randn(3, 16, 192), torch.randn(3, 16, 192)
     each = {"L1": F.l1_loss, "L2": F.mse_loss}[criterion](pred, target, reduction="none").mean(-1)
-    _, idx_mask = token_mask(patch_mask, backbone)
+    _, idx_mask = token_mask(patch_mask, backbone, images)
     for idx in (idx_mask, idx_mask.sort(1).values, idx_mask.flip(1)):
         some = [utils.get_at_index(tensor, idx - prefix) for tensor in (pred, target)]
-        error = patch_error(*some, idx, backbone, criterion)
+        error = patch_error(*some, idx, patch_mask, backbone, criterion)
         torch.testing.assert_close(error, each * patch_mask.mask)
 
 
 @pytest.mark.parametrize(
-    ("options", "size", "message"),
+    ("options", "message"),
     [
-        (dict(patch_size=4), 32, r"over the backbone's 16 patches, got one over 64 \(8 x 8\)"),
-        (dict(), 64, "got one over 64.*the images' size"),
-        (dict(threshold=dict(type="mean")), 32, r"threshold=dict\(type='quantile'\)"),
-        (dict(gate=True), 32, "leave out gate=True"),
+        (MEAN, r"threshold=dict\(type='quantile'\)"),
+        (dict(gate=True), "leave out gate=True"),
+        (dict(patch_size=4), r"= \(3, 4, 4\) .* got \(3, 8, 8\).*patch_size=\(8, 8\)"),
     ],
 )
-def test_a_mask_that_does_not_fit_is_refused(options, size, message):
-    patch_mask = adversarial(**options)(torch.randn(3, 3, size, size))
+def test_a_mask_that_does_not_fit_is_refused(options, message):
+    images = torch.randn(3, 3, 32, 32)
     with pytest.raises(ValueError, match=message):
-        token_mask(patch_mask, timm())
+        token_mask(adversarial(**options)(images), timm(), images)
+
+
+@pytest.mark.parametrize("take", [token_mask, bool_mask])
+def test_grids_of_mask_images_and_backbone_are_one(take):
+    """A transposed grid has as many patches."""
+    images = torch.randn(3, 3, 64, 64)
+    with pytest.raises(
+        ValueError, match=r"64 x 64 pixels have 8 x 8 .*TIMM is built for 4 x 4; .*to 32 x 32"
+    ):
+        take(adversarial()(images), timm(), images)
+    wide = torch.randn(3, 3, 16, 64)
+    with pytest.raises(ValueError, match=r"expected .* = \(3, 2, 8\) .* got \(3, 8, 2\)"):
+        take(adversarial()(wide.mT), timm(img_size=(16, 64)), wide)
+    take(adversarial()(wide), timm(img_size=(16, 64)), wide)
+    for backbone in (timm(dynamic_img_size=True), torchvision()):
+        with pytest.raises(ValueError, match=r"square images .* got \(3, 3, 16, 64\)"):
+            take(adversarial()(wide), backbone, wide)
+
+
+@pytest.mark.parametrize("build", [lambda: timm(dynamic_img_size=True), torchvision])
+@pytest.mark.parametrize("side", [16, 32, 48])
+def test_images_of_another_size_where_the_backbone_takes_them(build, side):
+    backbone, images = build(), torch.randn(2, 3, side, side)
+    patch_mask = adversarial()(images)
+    idx_keep, idx_mask = token_mask(patch_mask, backbone, images)
+    whole = backbone.preprocess(images)
+    kept = backbone.preprocess(images, idx_keep=idx_keep)
+    assert torch.equal(kept, utils.get_at_index(whole, idx_keep))
+    pred, target = torch.randn(2, 2, *idx_mask.shape[1:], 5)
+    error = patch_error(pred, target, idx_mask, patch_mask, backbone)
+    assert torch.equal(error > 0, patch_mask.mask > 0)
+
+
+def test_masks_made_elsewhere_say_what_is_wrong_with_them():
+    backbone, images = timm(), torch.randn(2, 3, 32, 32)
+    idx_keep, _ = token_mask(adversarial()(images), backbone, images)
+    tokens = backbone.preprocess(images)
+    with pytest.raises(ValueError, match=r"take prefix tokens .* off first, tokens\[:, 1:\]"):
+        adversarial()(images).gather_visible(tokens)
+    with pytest.raises(ValueError, match=r"take prefix tokens .* off first, tokens\[:, 1:\]"):
+        adversarial()(images).scatter(utils.get_at_index(tokens, idx_keep), torch.zeros(24))
+    with pytest.raises(ValueError, match="needs at least one visible and one masked patch"):
+        PatchMask.from_mask(torch.ones(2, 16))
+    kept = torch.zeros(2, 16).scatter(1, adversarial()(images).ids_keep, 1.0)
+    turned = PatchMask.from_mask(1 - kept)
+    assert torch.equal(bool_mask(turned, backbone, images)[:, 1:], kept == 0)
 
 
 def test_wrong_arguments_are_refused():
     patch_mask = adversarial()(torch.randn(2, 3, 32, 32))
     with pytest.raises(TypeError, match=r"MaskedVisionTransformerTIMM.*got VisionTransformer"):
-        token_mask(patch_mask, timm().vit)
+        token_mask(patch_mask, timm().vit, torch.zeros(2, 3, 32, 32))
     three, two = torch.zeros(2, 8, 3), torch.zeros(2, 8, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"\(2, 8, 3\), \(2, 8, 4\) and \(2, 8\)"):
-        patch_error(three, torch.zeros(2, 8, 4), two, timm())
+        patch_error(three, torch.zeros(2, 8, 4), two, patch_mask, timm())
     with pytest.raises(ValueError, match=r"\(2, 8, 3\), \(2, 8, 3\) and \(2, 7\)"):
-        patch_error(three, three, two[:, 1:], timm())
+        patch_error(three, three, two[:, 1:], patch_mask, timm())
     with pytest.raises(ValueError, match=r"one of \['L1', 'L2'\], got 'L3'"):
-        patch_error(three, three, two, timm(), "L3")
+        patch_error(three, three, two, patch_mask, timm(), "L3")
 
 
 def test_replaced_tokens_take_free_counts():
     """SimMIM: each image of a batch of different counts comes out as it would alone."""
     backbone, images, mask = timm(), torch.randn(4, 3, 32, 32), ragged(4, 16)
     patch_mask = PatchMask.from_mask(mask, (4, 4))
-    together = backbone.encode(images, mask=bool_mask(patch_mask, backbone))
+    together = backbone.encode(images, mask=bool_mask(patch_mask, backbone, images))
     for row in range(4):
         one = slice(row, row + 1)
-        alone = bool_mask(PatchMask.from_mask(mask[one], (4, 4)), backbone)
+        alone = bool_mask(PatchMask.from_mask(mask[one], (4, 4)), backbone, images[one])
         single = backbone.encode(images[one], mask=alone)
         torch.testing.assert_close(together[one], single, atol=1e-5, rtol=0)
 
@@ -167,12 +217,12 @@ class SimMIM(pl.LightningModule):
     def training_step(self, images, _):
         self.masking.set_progress(self.global_step / self.trainer.max_steps)
         patch_mask = self.masking(images)
-        _, idx_mask = token_mask(patch_mask, self.backbone)
+        _, idx_mask = token_mask(patch_mask, self.backbone, images)
         encoded = self.backbone.encode(images, idx_mask=idx_mask)
         pred = self.predict(utils.get_at_index(encoded, idx_mask))
         target = utils.get_at_index(utils.patchify(images, 8), idx_mask - 1)
         loss = F.l1_loss(pred, target)
-        error = patch_error(pred, target, idx_mask, self.backbone, "L1")
+        error = patch_error(pred, target, idx_mask, patch_mask, self.backbone, "L1")
         torch.testing.assert_close(masked_mean(error, patch_mask.mask), loss)
         self.log("strength", self.masking.strength)
         return self.masking.total_loss(loss, error, patch_mask)
@@ -204,7 +254,7 @@ def test_lightning_trains_both_networks(tmp_path, precision):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     trainer = fit(tmp_path, model, 4, precision=precision)
     after = model.state_dict()
-    for name in ("masking.network.layers.0.weight", "backbone.vit.blocks.0.attn.qkv.weight"):
+    for name in ("masking.network.convolutions.0.weight", "backbone.vit.blocks.0.attn.qkv.weight"):
         assert not torch.equal(before[name], after[name])
         assert torch.isfinite(after[name]).all()
     assert trainer.callback_metrics["strength"] == 0.5
@@ -219,7 +269,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     keep = ModelCheckpoint(tmp_path, "{step}", every_n_epochs=4, save_top_k=-1)
     fit(tmp_path, whole, 8, callbacks=[keep])
     with torch.no_grad():
-        resumed.masking.network.layers[0].weight.zero_()
+        resumed.masking.network.convolutions[0].weight.zero_()
     fit(tmp_path, resumed, 8, tmp_path / "step=4.ckpt")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name

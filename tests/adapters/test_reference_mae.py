@@ -16,14 +16,14 @@ pytest.importorskip("timm", reason="needs the extra 'timm'")
 from timm.models.vision_transformer import Block
 
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking
-from amn_masking.adapters.reference_mae import MaskingMixin
+from amn_masking.adapters.reference_mae import MaskedAutoencoderMixin
 from amn_masking.meters import adversarial_gain
 from tests.helpers.reference_model import SmallMaskedAutoencoder
 
-FREE = dict(threshold=dict(type="mean"))
+FREE = dict(threshold=dict(type="mean"), mask_ratio=None)
 
 
-class Learned(MaskingMixin, SmallMaskedAutoencoder):
+class Learned(MaskedAutoencoderMixin, SmallMaskedAutoencoder):
     pass
 
 
@@ -134,7 +134,7 @@ def test_schedules_move_when_the_caller_says_so():
     for progress in (0.0, 0.5, 1.0):
         model.masking.set_progress(progress)
         _, gradients = run(model)
-        seen.append(gradients["masking.network.layers.0.weight"].clone())
+        seen.append(gradients["masking.network.convolutions.0.weight"].clone())
         model.zero_grad()
         assert model.masking.strength == 2 * progress - 1
     assert not seen[1].any()
@@ -167,7 +167,7 @@ class WithExtras(SmallMaskedAutoencoder):
 
 
 def test_a_fork_may_take_and_return_more():
-    class Ours(MaskingMixin, WithExtras):
+    class Ours(MaskedAutoencoderMixin, WithExtras):
         pass
 
     model = build(Ours, masking=learned())
@@ -183,7 +183,7 @@ class AbsoluteError(SmallMaskedAutoencoder):
         return (error * mask).sum() / mask.sum()
 
 
-class OursAbsolute(MaskingMixin, AbsoluteError):
+class OursAbsolute(MaskedAutoencoderMixin, AbsoluteError):
     pass
 
 
@@ -200,7 +200,7 @@ def test_a_fork_with_another_loss_is_noticed_in_the_first_step():
         model(images())
     mended = build(OursMended, masking=learned())
     _, gradients = run(mended)
-    assert gradients["masking.network.layers.0.weight"].any()
+    assert gradients["masking.network.convolutions.0.weight"].any()
     baseline = build(OursAbsolute, masking=RandomMasking(0.5, 8))
     same(run(baseline), run(build(AbsoluteError), mask_ratio=0.5))
 
@@ -250,7 +250,7 @@ class Pictures(SmallMaskedAutoencoder):
     ],
 )
 def test_other_interfaces_are_refused(fork, error, message):
-    class Ours(MaskingMixin, fork):
+    class Ours(MaskedAutoencoderMixin, fork):
         pass
 
     model = build(Ours)
@@ -274,6 +274,47 @@ def test_patches_of_another_shape_are_refused_even_where_their_number_is_right()
     model = build(masking=learned(patch_size=(4, 16)))
     with pytest.raises(ValueError, match=r"\(4, 16\), but Learned works on patches of \(8, 8\)"):
         model(images())
+
+
+def test_grids_of_mask_images_and_model_are_one():
+    """A transposed grid has as many patches."""
+    model = build(masking=learned())
+    wide = torch.randn(3, 3, 16, 64)
+    with pytest.raises(ValueError, match=r"16 x 64 .* 2 x 8 .* Learned is built for 4 x 4; .*32 x"):
+        model(wide)
+    model = build(img_size=(16, 64))
+    transposed = learned()(wide.mT)
+    with pytest.raises(ValueError, match=r"expected .* = \(3, 2, 8\) .* got \(3, 8, 2\)"):
+        model(wide, transposed)
+    assert model(wide, learned()(wide))[0].isfinite()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_patches_without_data_do_not_matter(norm_pix_loss):
+    """NaN in them gives the same masks, losses and gradients as any other number."""
+    got, valid = [], torch.ones(3, 4, 4, dtype=torch.bool)
+    valid[0, 0] = valid[1:, 2, 1] = False
+    pixels = valid.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    for filler in (float("nan"), 7.0):
+        model = build(masking=learned(), norm_pix_loss=norm_pix_loss)
+        x = images().masked_fill(~pixels[:, None], filler)
+        torch.manual_seed(3)
+        loss, _, mask = model(x, mask_ratio=model.masking(x, valid=valid.flatten(1)))
+        loss.backward()
+        assert not (mask * ~valid.flatten(1)).any()
+        got.append([loss.detach(), mask, *(p.grad for p in model.parameters())])
+    for one, other in zip(*got, strict=True):
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(threshold=dict(type="tracking")), dict(network=dict(channels=8))]
+)
+def test_the_weights_of_another_strategy_are_refused(options):
+    other = build(masking=learned(random_share=0.25, **options))
+    with pytest.raises(RuntimeError, match=r"masking\.(threshold\.offset|network)"):
+        other.load_state_dict(build(masking=learned()).state_dict())
 
 
 # --- counts that differ between images
@@ -300,7 +341,7 @@ class NotFused(SmallMaskedAutoencoder):
 @pytest.mark.parametrize("fork", [NoClassToken, NotFused])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_each_image_comes_out_as_alone(fork, autocast):
-    class Ours(MaskingMixin, fork):
+    class Ours(MaskedAutoencoderMixin, fork):
         pass
 
     model, x, masks = build(Ours), images(), ragged()
@@ -317,17 +358,18 @@ def test_each_image_comes_out_as_alone(fork, autocast):
 @pytest.mark.parametrize("threshold", ["mean", "tracking"])
 def test_trains_with_free_counts(threshold, estimator):
     options = dict(threshold=dict(type=threshold), estimator=dict(type=estimator))
+    options["mask_ratio"] = None if threshold == "mean" else 0.5
     model = build(masking=learned(**options))
     outputs, gradients = run(model)
     assert outputs[2].sum(1).unique().numel() > 1
     assert all(g.isfinite().all() for g in gradients.values())
-    assert gradients["masking.network.layers.0.weight"].any()
+    assert gradients["masking.network.convolutions.0.weight"].any()
 
 
 def test_equal_counts_take_the_fast_path():
     """No attention mask where a threshold with free counts happens to give equal ones."""
     threshold = dict(type="mean", ratio_range=(0.5, 0.5))
-    model = build(masking=learned(threshold=threshold))
+    model = build(masking=learned(None, threshold=threshold))
     seen = []
 
     def look(attention, args, kwargs):
@@ -367,7 +409,7 @@ def test_decoders_without_mask_token_are_refused():
         def forward_decoder(self, latent, ids_restore):
             return torch.zeros(3, 16, 192)
 
-    class Ours(MaskingMixin, NoMaskToken):
+    class Ours(MaskedAutoencoderMixin, NoMaskToken):
         pass
 
     with pytest.raises(ValueError, match=r"Ours has no decoder_embed and mask_token.*'quantile'"):
@@ -398,7 +440,7 @@ class CheckpointingModel(SmallMaskedAutoencoder):
         return self.norm(tokens), mask, ids_restore
 
 
-class OursCheckpointing(MaskingMixin, CheckpointingModel):
+class OursCheckpointing(MaskedAutoencoderMixin, CheckpointingModel):
     pass
 
 

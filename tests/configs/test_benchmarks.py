@@ -93,7 +93,8 @@ def accuracy(output: str) -> float:
 )
 def test_the_imagenet_benchmarks_are_mmpretrains_but_for_the_checkpoint(name):
     ours = unscoped(Config.fromfile(ROOT / f"{BENCHMARKS}/{name}.py").to_dict())
-    assert ours.pop("custom_imports") == {"imports": ["amn_masking.adapters.mmpretrain"]}
+    module = "amn_masking.adapters.mmpretrain.runner.safe_reading"
+    assert ours.pop("custom_imports") == {"imports": [module]}
     init = ours["model"]["backbone"]["init_cfg"]
     assert init.pop("checkpoint") == "work_dirs/mae_amn_vit-b/epoch_300.pth"
     assert init == {"type": "Pretrained", "prefix": "backbone."}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from amn_masking import PatchMask, RandomMasking
-from amn_masking.meters import masked_mean
 from amn_masking.network import pool_scores, standardise_logits, to_logits
+from amn_masking.patches import masked_mean
 from tests.contract.cases import (
     BATCH,
     RATIO,
@@ -94,7 +94,7 @@ def gradient_up(target: Target) -> bool:
 
     def masked_error(network: nn.Module, dtype: torch.dtype) -> Tensor:
         scores = pool_scores(network(images.to(dtype)), step.patch_mask.grid)
-        tau = torch.logit(step.patch_mask.threshold.to(dtype))[:, None]
+        tau = torch.logit(step.patch_mask.learned.threshold.to(dtype))[:, None]
         soft = torch.sigmoid(standardise_logits(to_logits(scores), 1.0) - tau)
         return (advantage.to(dtype) * soft).sum(1).mean()
 

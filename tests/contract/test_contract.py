@@ -19,7 +19,7 @@ from tests.contract.contract import absent, check, load, table
 from tests.contract.laws import LAWS
 from tests.contract.targets.reference_target import TARGETS, LearnedAutoencoder
 
-Mixin = reference_mae.MaskingMixin
+Mixin = reference_mae.MaskedAutoencoderMixin
 STOCK = {
     name: getattr(Mixin, name) for name in ("random_masking", "forward", "make_mask", "patch_error")
 }
@@ -131,7 +131,7 @@ BROKEN = {
     "padding seen": ("free counts", (reference_mae, "hidden_from_attention", nothing)),
     "padding decoded": ("free counts", (reference_mae, "mask_tokens_in_padding", nothing)),
     "class token hidden": ("free counts", (padding, "attention_mask", hides_the_class_token)),
-    "gate left open": ("gate", other_mask(lambda x, m: replace(m, gate=False))),
+    "gate left open": ("gate", other_mask(lambda x, m: replace(m, learned=replace(m.learned, gate=False)))),
     "gate not reversed": (
         "gate",
         (adversarial, "reverse_gradient", lambda z, s: z.detach() - abs(s) * (z - z.detach())),

@@ -1,5 +1,6 @@
 """A training step reads nothing back from the device: on fake CUDA tensors, which have no values,
-so that any read (``.item()``, ``bool()``, ``nonzero``) is an error and needs no GPU to show.
+so that any read (``.item()``, ``bool()``, ``nonzero``) is an error and needs no GPU to show. The first
+step alone may: there a learning strategy looks at the images and at its scores, once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amn_masking import AdversarialMasking
 from tests.helpers.small_mae import build
 
 FIXED_COUNTS = {
@@ -56,11 +58,14 @@ class LeavesTheDevice(TorchDispatchMode):
         return out
 
 
-def step_without_values(masking, device: str, backward: bool = False):
+def step_without_values(masking, device: str, backward: bool = False, first: bool = False):
     """The loss of a small MAE with weights and images that have shapes only, and the operations
     that left the device.
     """
     model = build(masking=masking)
+    for module in model.modules():
+        if isinstance(module, AdversarialMasking):
+            module.looked_at_images = not first
     with FakeTensorMode():
         for module in model.modules():
             for name, weight in module._parameters.items():
@@ -92,6 +97,11 @@ def test_nor_does_the_backward_pass(name, monkeypatch):
     # the CPU, with the check of the scores that CUDA has.
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     step_without_values(FIXED_COUNTS[name], "cpu", backward=True)
+
+
+def test_the_first_step_looks_at_the_images():
+    with pytest.raises(DataDependentOutputException):
+        step_without_values(FIXED_COUNTS["straight_through"], "cuda", first=True)
 
 
 @pytest.mark.parametrize("name", FREE_COUNTS)

@@ -19,7 +19,6 @@ from amn_masking.strategies import (
     MaskingStrategy,
     OracleMasking,
     RandomRatioMasking,
-    ShuffledMasking,
 )
 from tests.helpers import draws
 from tests.helpers.draws import generator

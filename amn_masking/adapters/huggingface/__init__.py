@@ -2,7 +2,7 @@
 
     model.masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
 
-    class MaskedTrainer(MaskingMixin, Trainer): ...
+    class MaskedTrainer(MaskedTrainerMixin, Trainer): ...
 
 The mask goes in by the model's own argument ``noise``.
 """
@@ -10,6 +10,6 @@ The mask goes in by the model's own argument ``noise``.
 from __future__ import annotations
 
 from amn_masking.adapters.huggingface.forward import MaskedPass, masked_forward, patch_error
-from amn_masking.adapters.huggingface.trainer import MaskingMixin
+from amn_masking.adapters.huggingface.trainer import MaskedTrainerMixin
 
-__all__ = ["MaskedPass", "MaskingMixin", "masked_forward", "patch_error"]
+__all__ = ["MaskedPass", "MaskedTrainerMixin", "masked_forward", "patch_error"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from amn_masking.mask import PatchMask
-from amn_masking.patches import grid_size, patchify
+from amn_masking.patches import normalise_patches, patchify
 from amn_masking.strategies import MaskingStrategy
+
+NAME = "ViTMAEForPreTraining"
+EQUAL_COUNTS = "keeps the same number of patches of every image"
+NO_GATE = "takes its mask as an order of the patches, through which no gradient flows"
 
 
 class MaskedPass(NamedTuple):
@@ -29,7 +32,11 @@ class MaskedPass(NamedTuple):
 
 
 def masked_forward(
-    model: nn.Module, pixel_values: Tensor, masking: MaskingStrategy | PatchMask, **kwargs: Any
+    model: nn.Module,
+    pixel_values: Tensor,
+    masking: MaskingStrategy | PatchMask,
+    valid: Tensor | None = None,
+    **kwargs: Any,
 ) -> MaskedPass:
     """One forward pass of a ``ViTMAEForPreTraining`` under a mask of the strategy's making.
 
@@ -41,12 +48,14 @@ def masked_forward(
         model: a ``ViTMAEForPreTraining``, or a wrapper around one.
         pixel_values: ``(B, C, H, W)``.
         masking: a strategy; or a mask that is made already, where nothing is to be learned.
+        valid: as for :class:`MaskingStrategy`; patches that are not valid are shown to the encoder
+            as 0, never masked and never in the loss. A mask that is made already has its own.
         **kwargs: the model's other arguments, such as ``interpolate_pos_encoding=True``.
 
     Raises:
         TypeError: no ``ViTMAEForPreTraining`` in the model, or no strategy.
-        ValueError: the mask does not fit the model's patches, or it has free counts or a gate,
-            which the model cannot take.
+        ValueError: the images or the mask do not have the model's grid, or the mask has free
+            counts or a gate, which the model cannot take.
     """
     if not isinstance(masking, (MaskingStrategy, PatchMask)):
         raise TypeError(
@@ -55,19 +64,35 @@ def masked_forward(
         )
     vit_mae = find_vit_mae(model)
     config = vit_mae.config
-    check_strategy(masking)
+    size = patch_size(config)
+    if isinstance(masking, MaskingStrategy):
+        masking.require(NAME, size, EQUAL_COUNTS, NO_GATE)
+    side = vit_mae.vit.embeddings.patch_embeddings.image_size
+    any_size = kwargs.get("interpolate_pos_encoding")
+    own_grid = None if any_size else (side[0] // size[0], side[1] // size[1])
     passes: list[MaskedPass] = []
     masks: list[PatchMask] = []
 
+    def mask_of(images: Tensor) -> PatchMask:
+        if isinstance(masking, PatchMask):
+            return masking
+        return masking(images) if valid is None else masking(images, valid=valid)
+
     def hand_in(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         images = kwargs["pixel_values"]
-        patch_mask = masking(images) if isinstance(masking, MaskingStrategy) else masking
-        check_mask(patch_mask, images, config)
+        patch_mask = mask_of(images)
+        patch_mask.check_grid(images, size, NAME, own_grid)
+        if patch_mask.visible_counts is not None:
+            raise ValueError(
+                f"{NAME} {EQUAL_COUNTS}, but those of this mask differ; use a strategy with "
+                "threshold=dict(type='quantile')"
+            )
         masks.append(patch_mask)
         # The model keeps int(L * (1 - mask_ratio)): half a patch keeps it clear of rounding.
         config.mask_ratio = 1 - (patch_mask.num_visible + 0.5) / patch_mask.num_patches
         # It sorts the noise, so a patch's place in the order is noise that gives that order.
-        return args, {**kwargs, "noise": patch_mask.ids_restore.float()}
+        filled = patch_mask.fill_invalid(images)
+        return args, {**kwargs, "pixel_values": filled, "noise": patch_mask.ids_restore.float()}
 
     def add_terms(module: nn.Module, args: tuple, kwargs: dict, outputs: Any) -> None:
         error = patch_error(outputs.logits, kwargs["pixel_values"], config)
@@ -100,8 +125,7 @@ def patch_error(logits: Tensor, pixel_values: Tensor, config: Any) -> Tensor:
     """
     target = patchify(pixel_values, patch_size(config))
     if config.norm_pix_loss:
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        target = (target - mean) / (variance + 1e-6).sqrt()
+        target = normalise_patches(target)
     return (logits - target).square().mean(-1)
 
 
@@ -124,42 +148,3 @@ def patch_size(config: Any) -> tuple[int, int]:
     """(height, width) in pixels of the model's patches."""
     size = config.patch_size
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def check_strategy(masking: MaskingStrategy | PatchMask) -> None:
-    """Refuse what the model cannot follow.
-
-    Raises:
-        ValueError: with the way out.
-    """
-    if isinstance(masking, PatchMask):
-        free_counts = masking.visible_counts is not None
-    else:
-        free_counts = masking.free_counts
-    if free_counts:
-        raise ValueError(
-            "ViTMAEForPreTraining keeps the same number of patches of every image, but the count "
-            f"of {type(masking).__name__} is free; use threshold=dict(type='quantile')"
-        )
-    if getattr(masking, "gate", False):
-        raise ValueError(
-            "ViTMAEForPreTraining takes its mask as an order of the patches, through which no "
-            "gradient flows; leave out gate=True"
-        )
-
-
-def check_mask(patch_mask: PatchMask, images: Tensor, config: Any) -> None:
-    """Refuse a mask that is not one of the model's patches, which would drop or mix them up.
-
-    Raises:
-        ValueError: with the patch size to use.
-    """
-    size = patch_size(config)
-    expected = (images.shape[0], *grid_size(images.shape[2], images.shape[3], size))
-    got = (patch_mask.mask.shape[0], *patch_mask.grid)
-    if got != expected:
-        raise ValueError(
-            f"expected a mask of (B, h, w) = {expected} for images of {tuple(images.shape)} and "
-            f"the model's patches of {size} pixels, got {got}; give the strategy "
-            f"patch_size={config.patch_size}"
-        )

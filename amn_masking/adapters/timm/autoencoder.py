@@ -12,11 +12,16 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from amn_masking.adapters.timm.encoders import masked, patch_size
+from amn_masking.adapters.timm.encoders import EQUAL_COUNTS, NO_GATE, masked, patch_size
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
-from amn_masking.meters import masked_mean
-from amn_masking.patches import patchify, unpatchify
+from amn_masking.patches import (
+    masked_mean,
+    normalise_patches,
+    patch_statistics,
+    patchify,
+    unpatchify,
+)
 from amn_masking.strategies import MaskingStrategy
 
 MEAN_SQUARE = CombinedAdversarialLoss()
@@ -61,7 +66,8 @@ class MaskedAutoencoder(nn.Module):
 
     Raises:
         TypeError: not such an encoder, or not a strategy.
-        ValueError: another patch size, or a width that does not divide.
+        ValueError: another patch size, a width that does not divide, or Hiera with free counts or a
+            gate.
     """
 
     def __init__(
@@ -80,12 +86,13 @@ class MaskedAutoencoder(nn.Module):
                 f"masking expected a MaskingStrategy such as AdversarialMasking(patch_size="
                 f"{self.patch_size}), got {type(masking).__name__}"
             )
-        if masking.patch_size != self.patch_size:
-            raise ValueError(
-                f"masking has patch_size={masking.patch_size}, but {type(encoder).__name__} works "
-                f"on patches of {self.patch_size} pixels; give the strategy "
-                f"patch_size={self.patch_size}"
-            )
+        units = isinstance(encoder, Hiera)
+        masking.require(
+            type(encoder).__name__,
+            self.patch_size,
+            equal_counts=EQUAL_COUNTS if units else "",
+            no_gate=NO_GATE if units else "",
+        )
         if decoder_dim % 4 or decoder_dim % decoder_heads:
             raise ValueError(
                 f"decoder_dim expected a multiple of 4 and of decoder_heads={decoder_heads}, got "
@@ -121,13 +128,22 @@ class MaskedAutoencoder(nn.Module):
         """What measures the error: the strategy's loss, or the mean square."""
         return MEAN_SQUARE if self.masking.loss is None else self.masking.loss
 
-    def forward(self, images: Tensor) -> Output:
-        """The loss of ``(B, C, H, W)`` images under the strategy's mask."""
-        patch_mask = self.masking(images)
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> Output:
+        """The loss of ``(B, C, H, W)`` images under the strategy's mask.
+
+        Args:
+            images: as the strategy takes them.
+            valid: as for :class:`MaskingStrategy`; patches that are not valid are shown to the
+                encoder as 0, never masked and never in the loss.
+        """
+        patch_mask = self.masking(images) if valid is None else self.masking(images, valid=valid)
+        images = patch_mask.fill_invalid(images)
         pred = self.predict(images, patch_mask)
         error = self.criterion.error(pred, self.target(images))
-        everywhere = self.criterion.reconstruct == "all"
-        reconstruction = error.mean() if everywhere else masked_mean(error, patch_mask.mask)
+        counted = patch_mask.mask
+        if self.criterion.reconstruct == "all":
+            counted = torch.ones_like(counted) if patch_mask.valid is None else patch_mask.valid
+        reconstruction = masked_mean(error, counted)
         loss = self.masking.total_loss(reconstruction, error, patch_mask)
         return Output(loss, reconstruction, pred, error, patch_mask)
 
@@ -154,16 +170,14 @@ class MaskedAutoencoder(nn.Module):
     def target(self, images: Tensor) -> Tensor:
         """``(B, L, p_h * p_w * C)`` patches to predict."""
         patches = patchify(images, self.patch_size)
-        if not self.norm_pix:
-            return patches
-        mean, deviation = patch_statistics(patches)
-        return (patches - mean) / deviation
+        return normalise_patches(patches) if self.norm_pix else patches
 
-    def patch_error(self, images: Tensor, patch_mask: PatchMask) -> Tensor:
+    def error_under(self, images: Tensor, patch_mask: PatchMask) -> Tensor:
         """``(B, L)`` error of each patch under a given mask.
 
-        ``adversarial_gain(functools.partial(mae.patch_error, images), mae.masking(images))``.
+        ``adversarial_gain(functools.partial(mae.error_under, images), mae.masking(images))``.
         """
+        images = patch_mask.fill_invalid(images)
         return self.criterion.error(self.predict(images, patch_mask), self.target(images))
 
     @torch.no_grad()
@@ -183,12 +197,6 @@ class MaskedAutoencoder(nn.Module):
             mean, deviation = patch_statistics(patchify(images, self.patch_size))
             pred = pred * deviation + mean
         return patch_mask, unpatchify(pred, self.patch_size, patch_mask.grid)
-
-
-def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """``(B, L, 1)`` mean and standard deviation of the pixels of each patch."""
-    deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-    return patches.mean(-1, keepdim=True), deviation
 
 
 def channels_and_width(encoder: Any) -> tuple[int, int]:

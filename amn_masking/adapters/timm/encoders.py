@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from amn_masking.adapters.overrides import overridden
 from amn_masking.mask import PatchMask, invert_permutation
-from amn_masking.patches import grid_size
+
+EQUAL_COUNTS = "needs the same number of visible mask units in every image"
+NO_GATE = "takes its mask as booleans, through which no gradient flows"
 
 
 def patch_size(encoder: nn.Module) -> tuple[int, int]:
@@ -52,6 +54,15 @@ def patch_size(encoder: nn.Module) -> tuple[int, int]:
     return (size[0], size[1])
 
 
+def own_grid(encoder: Any) -> tuple[int, int] | None:
+    """(rows, columns) of patches, or of mask units, that it is built for; None if it takes any."""
+    if isinstance(encoder, Hiera):
+        h, w = encoder.mask_spatial_shape
+        return h, w
+    fixed = not isinstance(encoder, NaFlexVit) and encoder.patch_embed.strict_img_size
+    return encoder.patch_embed.grid_size if fixed else None
+
+
 @contextmanager
 def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
     """Context in which ``encoder.forward_features(images)`` encodes the visible tokens only.
@@ -76,10 +87,10 @@ def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
     Raises:
         TypeError: another class, see :func:`patch_size`.
         ValueError: the encoder is masked already; Hiera with free counts or a gate. Inside,
-            from the encoder: images that do not split into the mask's grid, NaFlex batches of
-            patches, ``forward_intermediates``, and, with padding, the pooling head.
+            from the encoder: images of another grid than the mask's or the encoder's, NaFlex
+            batches of patches, ``forward_intermediates``, and, with padding, the pooling head.
     """
-    size = patch_size(encoder)
+    patch_size(encoder)  # refuses other classes
     if isinstance(vars(encoder).get("forward_features"), MaskedForward):
         raise ValueError(
             f"this {type(encoder).__name__} is masked already; leave the first masked(...) before "
@@ -89,7 +100,7 @@ def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
         replaced = visible_units(encoder, patch_mask)
     else:
         replaced = visible_tokens(encoder, patch_mask)
-    replaced["forward_features"] = MaskedForward(replaced["forward_features"], size, patch_mask)
+    replaced["forward_features"] = MaskedForward(replaced["forward_features"], encoder, patch_mask)
     replaced["forward_intermediates"] = refuse(
         "forward_intermediates puts tokens back into an image, which a masked encoder has not got; "
         "use forward_features"
@@ -108,14 +119,16 @@ class MaskedForward:
 
     Args:
         forward: what encodes images that fit.
-        size: (height, width) of a patch in pixels.
+        encoder: whose patches these are.
         patch_mask: the mask that they are to fit.
     """
 
     def __init__(
-        self, forward: Callable[..., Any], size: tuple[int, int], patch_mask: PatchMask
+        self, forward: Callable[..., Any], encoder: nn.Module, patch_mask: PatchMask
     ) -> None:
-        self.forward, self.size, self.patch_mask = forward, size, patch_mask
+        self.forward, self.patch_mask = forward, patch_mask
+        self.size, self.host = patch_size(encoder), type(encoder).__name__
+        self.own_grid = own_grid(encoder)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         images = args[0] if args else kwargs.get("x", kwargs.get("patches"))
@@ -126,14 +139,7 @@ class MaskedForward:
                 "NaFlex batches of patches with patch_coord have a grid for each image, a mask has "
                 "one for all"
             )
-        grid = grid_size(images.shape[2], images.shape[3], self.size)
-        if grid != self.patch_mask.grid:
-            raise ValueError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels have {grid[0]} x "
-                f"{grid[1]} patches of this encoder, but the mask is over {self.patch_mask.grid[0]}"
-                f" x {self.patch_mask.grid[1]}; make it from the same images with a strategy of "
-                f"patch_size={self.size}"
-            )
+        self.patch_mask.check_grid(images, self.size, self.host, self.own_grid)
         return self.forward(*args, **kwargs)
 
 
@@ -193,13 +199,11 @@ def visible_units(encoder: Hiera, patch_mask: PatchMask) -> dict[str, Any]:
     """
     if patch_mask.padding is not None:
         raise ValueError(
-            "Hiera needs the same number of visible mask units in every image, but this mask "
-            "leaves the count free; use threshold=dict(type='quantile')"
+            f"Hiera {EQUAL_COUNTS}, but this mask leaves the count free; use "
+            "threshold=dict(type='quantile')"
         )
     if patch_mask.gate:
-        raise ValueError(
-            "Hiera takes its mask as booleans, through which no gradient flows; leave out gate=True"
-        )
+        raise ValueError(f"Hiera {NO_GATE}; leave out gate=True")
     forward = encoder.forward_features
     rows = torch.arange(patch_mask.mask.shape[0], device=patch_mask.mask.device)[:, None]
 

@@ -10,4 +10,4 @@ model = dict(
     backbone=dict(init_cfg=dict(checkpoint="work_dirs/mae_amn_vit-b/epoch_300.pth")),
 )
 # With it mmengine can read the former on torch 2.6 and newer.
-custom_imports = dict(imports=["amn_masking.adapters.mmpretrain"])
+custom_imports = dict(imports=["amn_masking.adapters.mmpretrain.runner.safe_reading"])

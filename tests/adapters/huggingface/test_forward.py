@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="needs the extra 'huggingface'")
 
 from amn_masking import PatchMask
 from amn_masking.adapters.huggingface import masked_forward
-from amn_masking.meters import masked_mean
+from amn_masking.patches import masked_mean
 from tests.helpers.small_vit_mae import adversarial, build, pictures
 
 
@@ -41,8 +41,11 @@ def test_masked_error_is_the_model_s_own_loss(norm_pix_loss, size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(patch_size=4), r"= \(8, 4, 4\).*got \(8, 8, 8\); .*patch_size=8"),
-        (dict(threshold=dict(type="mean")), r"count of AdversarialMasking is free.*quantile"),
+        (
+            dict(patch_size=4),
+            r"patch_size=\(4, 4\), but ViTMAE.*give the strategy patch_size=\(8, 8\)",
+        ),
+        (dict(threshold=dict(type="mean"), mask_ratio=None), "leaves the count free.*quantile"),
         (dict(gate=True), "leave out gate=True"),
     ],
 )
@@ -53,3 +56,44 @@ def test_a_strategy_that_does_not_fit_is_refused(options, message):
     assert model.config.mask_ratio == 0.75
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
+
+
+def test_grids_of_mask_images_and_model_are_one():
+    """A transposed grid has as many patches."""
+    model, wide = build(), pictures(size=(16, 64))
+    with pytest.raises(
+        ValueError, match=r"16 x 64 .* 2 x 8 .* ViTMAEForPreTraining is built for 4 x 4; .*32 x 32"
+    ):
+        masked_forward(model, wide, adversarial())
+    transposed = PatchMask.from_shuffle(torch.rand(8, 16).argsort(1), 8, (8, 2))
+    with pytest.raises(ValueError, match=r"expected .* = \(8, 2, 8\) .* got \(8, 8, 2\)"):
+        masked_forward(model, wide, transposed, interpolate_pos_encoding=True)
+    ragged = PatchMask.from_mask(torch.arange(16) < torch.arange(1, 9)[:, None], (4, 4))
+    with pytest.raises(ValueError, match=r"those of this mask differ.*type='quantile'"):
+        masked_forward(model, pictures(), ragged)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+@pytest.mark.parametrize("of_pixels", [False, True])
+def test_patches_without_data_do_not_matter(norm_pix_loss, of_pixels):
+    """NaN in them gives the same masks, loss and gradients as any other number."""
+    holes = torch.zeros(8, 4, 4, dtype=torch.bool)
+    holes[:, 0, 1] = holes[0, 2] = True
+    pixels = holes.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    valid = ~pixels if of_pixels else ~holes.flatten(1)
+    got = []
+    for filler in (float("nan"), 7.0):
+        model = build(adversarial(), norm_pix_loss=norm_pix_loss)
+        torch.manual_seed(3)
+        images = pictures().masked_fill(pixels[:, None], filler)
+        done = masked_forward(model, images, model.masking, valid=valid)
+        done.outputs.loss.backward()
+        mask = done.patch_mask.mask
+        assert not (mask * holes.flatten(1)).any()
+        mean = masked_mean(done.error, mask)
+        torch.testing.assert_close(done.reconstruction, mean, rtol=1e-6, atol=0)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        got.append([done.outputs.loss.detach(), mask, *gradients])
+    for one, other in zip(*got, strict=True):
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, other)

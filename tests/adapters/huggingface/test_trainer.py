@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -19,13 +21,15 @@ from transformers import (
     ViTModel,
 )
 
-from amn_masking import RandomMasking
-from amn_masking.adapters.huggingface import MaskingMixin, masked_forward
+from amn_masking import AdversarialMasking, RandomMasking, watch
+from amn_masking.adapters.huggingface import MaskedTrainerMixin, masked_forward
 from tests.conftest import ROOT
 from tests.helpers.small_vit_mae import adversarial, build, pictures
 
+FIRST = "masking.network.convolutions.0.weight"
 
-class MaskedTrainer(MaskingMixin, Trainer): ...
+
+class MaskedTrainer(MaskedTrainerMixin, Trainer): ...
 
 
 def train(
@@ -66,9 +70,7 @@ def test_trainer_trains_both_networks_and_logs_the_masks(tmp_path):
     before = weights(model)
     trainer = train(tmp_path, model)
     after = weights(model)
-    assert not torch.equal(
-        before["masking.network.layers.0.weight"], after["masking.network.layers.0.weight"]
-    )
+    assert not torch.equal(before[FIRST], after[FIRST])
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logs] == [2, 4]
     # Means over two steps of a schedule that goes from -1 by 0.5 a step.
@@ -131,21 +133,88 @@ def test_accumulated_steps_are_one_large_step(tmp_path):
 
 
 def test_evaluation(tmp_path):
-    """The loss of the masks that follow the scores; nothing moves."""
-    model = build(adversarial())
+    """The reconstruction, without the adversary's terms, under masks that follow the scores."""
+    model = build(adversarial(random_share=0.5))
     trainer = train(tmp_path, model, label_names=["pixel_values"])
     before, strength = weights(model), model.masking.strength
     logged = len(trainer.state.log_history)
     found = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == found
     with torch.no_grad():
         expected = masked_forward(model.eval(), pictures(), model.masking)
-    assert found == pytest.approx(expected.outputs.loss.item(), rel=1e-6)
+    assert found == pytest.approx(expected.reconstruction.item(), rel=1e-6)
     assert_equal(before, weights(model))
     assert model.masking.strength == strength
-    assert len(trainer.state.log_history) == logged + 1
+    assert len(trainer.state.log_history) == logged + 2
     predicted = trainer.predict(trainer.eval_dataset).predictions
     assert predicted[0].shape == (8, 16, 192)
     assert (torch.from_numpy(predicted[1]) == expected.patch_mask.mask).all()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (None, {}, r"missing in the file \(masking\.network.*comes from a run without masking\."),
+        ({}, None, r"not in the model \(masking\.network.*comes from a run with a masking network"),
+        (
+            {},
+            dict(network=dict(channels=8)),
+            r"of another shape \(masking\.network.*comes from a run with another masking network\.",
+        ),
+    ],
+)
+def test_only_a_run_of_the_same_model_is_resumed(tmp_path, before, after, message):
+    masking = [None if options is None else adversarial(**options) for options in (before, after)]
+    first, second = (build(strategy) for strategy in masking)
+    kept = dict(save_strategy="steps", save_steps=2)
+    train(tmp_path, first, MaskedTrainer if masking[0] else Trainer, max_steps=2, **kept)
+    held = weights(second)
+    with pytest.raises(ValueError, match=r"checkpoint-2 cannot be resumed.*" + message):
+        train(tmp_path, second, resume=str(tmp_path / "checkpoint-2"), **kept)
+    assert_equal(held, weights(second))
+
+
+def test_the_masking_network_is_loaded_as_the_docs_say(tmp_path):
+    """from_pretrained leaves it behind; the lines of docs/huggingface.md bring it back."""
+    model = build(adversarial())
+    train(tmp_path, model, max_steps=2)
+    folder = str(tmp_path / "saved")
+    model.save_pretrained(folder)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/huggingface.md").read_text(), re.S)
+    (block,) = (block for block in blocks if "safetensors" in block)
+    names = dict(folder=folder, ViTMAEForPreTraining=ViTMAEForPreTraining)
+    names["masking"] = AdversarialMasking(0.5, 8)
+    exec(block, names)
+    assert_equal(weights(names["model"]), weights(model))
+
+
+def test_a_network_that_is_not_in_the_optimizer_is_warned_of(tmp_path, monkeypatch):
+    """The strategy came after the optimizer."""
+    monkeypatch.setattr(watch, "STEPS", 6)
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model.masking = adversarial()
+    with pytest.warns(UserWarning, match="weights have not moved in 6.*to the optimizer"):
+        train(tmp_path, model, optimizers=(optimizer, None), max_steps=7)
+    model = build(adversarial())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*masks learn nothing")
+        train(tmp_path, model, max_steps=7)
+
+
+@pytest.mark.slow
+def test_compiled_training_with_a_smaller_last_batch(tmp_path):
+    """Equals training that is not compiled; the last batch of an epoch has two images of four."""
+    got = []
+    for options in ({}, dict(torch_compile=True, torch_compile_backend="aot_eager")):
+        torch._dynamo.reset()
+        steady = dict(type="straight_through", noise=0)
+        model = build(adversarial(estimator=steady, strength=dict(start=-1, end=1)))
+        data = [{"pixel_values": image} for image in pictures(6)]
+        train(tmp_path, model, data=data, **options)
+        got.append(weights(model))
+    for name in got[0]:
+        torch.testing.assert_close(got[0][name], got[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_autocast(tmp_path):
@@ -196,8 +265,7 @@ def test_two_processes_end_with_one_masking_network(tmp_path, find_unused):
     run([*launcher, script, tmp_path, find_unused])
     (one, logs), (other, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert_equal(one, other)
-    first = "masking.network.layers.0.weight"
-    assert not torch.equal(one[first], adversarial().state_dict()["network.layers.0.weight"])
+    assert not torch.equal(one[FIRST], adversarial().state_dict()["network.convolutions.0.weight"])
     assert logs[0]["adversarial_gain"] > 0
 
 

@@ -43,7 +43,7 @@ def test_a_ratio_of_the_strategy_s_own_makes_the_backbone_s_refused(ratio):
     model = build(masking=dict(type="AdversarialMasking", mask_ratio=ratio))
     assert step(model)[0]["mask_ratio"] == 0.5
     model.backbone.mask_ratio = 0.25
-    with pytest.raises(ValueError, match="set from 0.75 to 0.25, but AdversarialMasking has its"):
+    with pytest.raises(ValueError, match=r"from 0\.75 to 0\.25, but AdversarialMasking has its"):
         step(model)
 
 

@@ -12,8 +12,8 @@ timm = pytest.importorskip("timm", reason="needs the extra 'timm'")
 
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking  # noqa: E402
 from amn_masking.adapters.timm import MaskedAutoencoder, patch_size  # noqa: E402
-from amn_masking.meters import adversarial_gain, masked_mean  # noqa: E402
-from amn_masking.patches import patchify  # noqa: E402
+from amn_masking.meters import adversarial_gain  # noqa: E402
+from amn_masking.patches import masked_mean, patchify  # noqa: E402
 from tests.helpers.timm_models import (  # noqa: E402
     MODELS,
     TOKENS,
@@ -109,7 +109,7 @@ def test_the_strategy_s_loss_counts():
     adversarial, objective = absolute.loss.adversarial_terms(out.error, out.patch_mask)
     torch.testing.assert_close(out.loss, out.reconstruction + 2 * (adversarial + objective))
     out.loss.backward()
-    assert absolute.network.layers[0].weight.grad.abs().max() > 0
+    assert absolute.network.convolutions[0].weight.grad.abs().max() > 0
     everywhere = AdversarialMasking(0.5, 8, loss=dict(reconstruct="all"))
     mae, images = build("naflex", everywhere)
     out = mae(images)
@@ -126,6 +126,56 @@ def test_one_step_moves_the_encoder_the_decoder_and_the_masking_network(name):
     still = {name for name, p in mae.named_parameters() if torch.equal(p, before[name])}
     heads = ("encoder.fc_norm", "encoder.attn_pool", "encoder.head")  # of classifiers
     assert {name for name in still if not name.startswith(heads)} == set()
+
+
+@pytest.mark.parametrize("reconstruct", ["masked", "all"])
+@pytest.mark.parametrize("name", ["vit", "naflex", "hiera"])
+def test_patches_without_data_do_not_matter(name, reconstruct):
+    """NaN in them gives the same masks, losses and gradients as any other number."""
+    got = []
+    for filler in (float("nan"), 7.0):
+        torch.manual_seed(1)
+        encoder, images = small(name)
+        side = patch_size(encoder)
+        masking = AdversarialMasking(0.5, side, loss=dict(reconstruct=reconstruct))
+        mae = MaskedAutoencoder(encoder, masking, **DECODER)
+        images[0, :, :8, :16] = images[1:, :, 8:, :8] = filler
+        valid = patchify(images, side).ne(filler).all(-1) & patchify(images, side).isfinite().all(
+            -1
+        )
+        out = mae(images, valid)
+        out.loss.backward()
+        assert not (out.patch_mask.mask * ~valid).any()
+        counted = valid if reconstruct == "all" else out.patch_mask.mask > 0
+        torch.testing.assert_close(out.reconstruction, out.error[counted].mean())
+        error = mae.error_under(images, out.patch_mask)
+        torch.testing.assert_close(error, out.error)
+        gradients = [p.grad for p in mae.parameters() if p.grad is not None]
+        got.append([out.loss.detach(), out.patch_mask.mask, *gradients])
+    for one, other in zip(*got, strict=True):
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(threshold=dict(type="tracking")), dict(network=dict(channels=8))]
+)
+def test_the_weights_of_another_strategy_are_refused(options):
+    mae, _ = build(masking=AdversarialMasking(0.5, 8))
+    other, _ = build(masking=AdversarialMasking(0.5, 8, random_share=0.25, **options))
+    with pytest.raises(RuntimeError, match=r"masking\.(threshold\.offset|network)"):
+        other.load_state_dict(mae.state_dict())
+
+
+def test_wrong_use_is_an_error_and_not_a_network_that_never_learns():
+    mae, images = build(masking=AdversarialMasking(0.5, 8))
+    with torch.no_grad():
+        patch_mask = mae.masking(images)
+    error = mae.error_under(images, patch_mask)
+    with pytest.raises(ValueError, match=r"under torch\.no_grad\(\).*learn nothing"):
+        mae.masking.total_loss(error.mean(), error, patch_mask)
+    with pytest.raises(TypeError, match="expected the PatchMask .* got Tensor"):
+        mae.masking.total_loss(error.mean(), error, patch_mask.mask)
 
 
 def test_the_encoder_loads_into_timm():
@@ -169,13 +219,13 @@ def test_the_decoder_is_made_where_the_encoder_is():
     out = mae(images.bfloat16())
     out.loss.backward()
     assert torch.isfinite(out.loss)
-    assert masking.network.layers[0].weight.grad.dtype == torch.float32
+    assert masking.network.convolutions[0].weight.grad.dtype == torch.float32
 
 
 def test_gain_of_a_given_mask():
     mae, images = build()
     out = mae(images)
-    error = partial(mae.patch_error, images)
+    error = partial(mae.error_under, images)
     assert torch.equal(error(out.patch_mask), out.error)
     with torch.no_grad():
         order = error(out.patch_mask).argsort(1)
@@ -273,26 +323,32 @@ def test_compiles_without_a_graph_break(name):
     encoder, _ = small(name)
     mae, images = build(name, AdversarialMasking(0.5, patch_size(encoder)))
     compiled = torch.compile(mae, fullgraph=True, backend="aot_eager")
-    losses, gradients = [], []
-    for model in (mae, compiled):
-        mae.zero_grad()
-        mae.masking.eval()
-        out = model(images)
-        out.loss.backward()
-        losses.append(out.loss.detach())
-        gradients.append({n: p.grad for n, p in mae.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(*losses)
-    assert gradients[0].keys() == gradients[1].keys()
-    for key in gradients[0]:
-        torch.testing.assert_close(gradients[0][key], gradients[1][key], msg=key)
+    for batch in (3, 2):
+        losses, gradients = [], []
+        for model in (mae, compiled):
+            mae.zero_grad()
+            mae.masking.eval()
+            out = model(images[:batch])
+            out.loss.backward()
+            losses.append(out.loss.detach())
+            gradients.append({n: p.grad for n, p in mae.named_parameters() if p.grad is not None})
+        torch.testing.assert_close(*losses)
+        assert gradients[0].keys() == gradients[1].keys()
+        for key in gradients[0]:
+            torch.testing.assert_close(gradients[0][key], gradients[1][key], msg=key)
+    mae.masking.train()
+    for batch in (3, 2):  # with the noise of training
+        assert torch.isfinite(compiled(images[:batch]).loss)
     assert "forward_features" not in vars(encoder)
 
 
 @pytest.mark.slow
 def test_free_counts_compile_with_graph_breaks():
     torch._dynamo.reset()
-    masking = AdversarialMasking(0.5, 8, threshold=dict(type="mean")).eval()
+    masking = AdversarialMasking(patch_size=8, threshold=dict(type="mean")).eval()
     mae, images = build("vit", masking)
-    compiled = torch.compile(mae, backend="aot_eager")(images)
-    assert compiled.patch_mask.padding is not None
-    torch.testing.assert_close(compiled.loss, mae(images).loss)
+    compiled = torch.compile(mae, backend="aot_eager")
+    for batch in (3, 2):
+        out = compiled(images[:batch])
+        assert out.patch_mask.padding is not None
+        torch.testing.assert_close(out.loss, mae(images[:batch]).loss)

@@ -170,12 +170,15 @@ def test_gate_lets_the_gradient_through_visible_tokens(name, threshold):
     for gate in (False, True):
         torch.manual_seed(1)
         masking = AdversarialMasking(
-            0.5, patch_size(model), threshold=dict(type=threshold), gate=gate
+            None if threshold == "mean" else 0.5,
+            patch_size(model),
+            threshold=dict(type=threshold),
+            gate=gate,
         )
         with masked(model, masking(images)):
             features.append(model.forward_features(images))
         features[-1].square().sum().backward()
-        gradients.append(masking.network.layers[0].weight.grad)
+        gradients.append(masking.network.convolutions[0].weight.grad)
     assert torch.equal(*features)
     assert gradients[0] is None
     assert gradients[1].abs().max() > 0
@@ -194,10 +197,13 @@ def test_pooling_where_counts_are_equal():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x: m.forward_features(x[..., :24]), r"32 x 24 pixels have 4 x 3 .* over 4 x 4"),
+        (
+            lambda m, x: m.forward_features(x[..., :24]),
+            r"32 x 24 .* 4 x 3 .* built for 4 x 4; .* 32 x 32",
+        ),
         (lambda m, x: m.forward_features(x[..., :30]), "does not split into patches of 8 x 8"),
         (lambda m, x: m.forward_features(x[0]), r"expected images \(B, C, H, W\)"),
-        (lambda m, x: m.forward_features(x[:1]), r"expected tokens of shape \(B, L, D\) = \(3, 16"),
+        (lambda m, x: m.forward_features(x[:1]), r"= \(1, 4, 4\) .* got \(3, 4, 4\)"),
         (lambda m, x: m.forward_intermediates(x), "use forward_features"),
         (lambda m, x: m.get_intermediate_layers(x), "use forward_features"),
         (lambda m, x: m(x), "would pool their padding.*type='quantile'"),
@@ -221,8 +227,24 @@ def test_a_strategy_of_another_patch_size_is_told_the_encoder_s():
         model.forward_features(images)
     # As many patches, in another shape.
     patch_mask = PatchMask.from_shuffle(torch.rand(3, 15).argsort(1), 5, (5, 3))
-    with masked(model, patch_mask), pytest.raises(ValueError, match=r"have 3 x 5.*over 5 x 3"):
+    with (
+        masked(model, patch_mask),
+        pytest.raises(ValueError, match=r"= \(3, 3, 5\) .*got \(3, 5, 3\)"),
+    ):
         model.forward_features(images)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_oblong_patch", "eva02", "hiera"])
+def test_images_of_another_size_than_the_encoder_s(name):
+    """As many patches in all, of which the encoder would say nothing or an AssertionError."""
+    model, images = small(name)
+    h, w = (side // patch for side, patch in zip(images.shape[2:], patch_size(model), strict=True))
+    turned = torch.randn(3, 3, w * patch_size(model)[0], h * patch_size(model)[1])
+    other = turned if h != w else torch.randn(3, 3, 2 * patch_size(model)[0], 64)
+    message = rf"images of {other.shape[2]} x {other.shape[3]} .* built for {h} x {w}; resize"
+    patch_mask = RandomMasking(0.5, patch_size(model))(other)
+    with masked(model, patch_mask), pytest.raises(ValueError, match=message):
+        model.forward_features(other)
 
 
 def test_naflex_batches_of_patches_are_refused():

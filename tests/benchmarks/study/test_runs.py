@@ -19,9 +19,9 @@ from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.finetune import finetune
 from benchmarks.study.measures import reference_masks
-from benchmarks.study.queue import csv_of, run_all, workers
+from benchmarks.study.pool import csv_of, run_all, workers
 from benchmarks.study.runs import run
-from benchmarks.study.settings import RECIPES, Setting, learned, random
+from benchmarks.study.settings import RECIPES, Setting, learned, random_masks
 from benchmarks.study.training import InMemoryImages, build, features, make_runner, train
 from tests.conftest import ROOT
 
@@ -73,14 +73,14 @@ def test_a_killed_study_goes_on_and_has_each_run_once(tmp_path):
 def test_one_run_twice_has_the_same_numbers_whatever_ran_before():
     setting = EXPERIMENTS["tiny"]()[2]
     one = run("tiny", setting, 0)
-    run("tiny", random(TINY, 0.5), 1)
+    run("tiny", random_masks(TINY, 0.5), 1)
     again = run("tiny", setting, 0)
     assert {m: one[m] for m in store.METRICS} == {m: again[m] for m in store.METRICS}
 
 
 def test_strategies_of_one_seed_start_from_one_autoencoder_and_see_the_same_batches(tmp_path):
     states, batches = [], []
-    for draws, setting in enumerate((random(TINY, 0.75), learned(TINY, 0.25, "adversarial"))):
+    for draws, setting in enumerate((random_masks(TINY, 0.75), learned(TINY, 0.25, "adversarial"))):
         model = build(setting, 3)
         states.append({n: p for n, p in model.state_dict().items() if "masking" not in n})
         runner = make_runner(model, load("digits8", 3).train, setting, 3, str(tmp_path))
@@ -118,15 +118,15 @@ def test_training_crops_are_pieces_of_their_pictures():
 def test_an_untrained_row_is_the_trained_ones_start():
     """And features do not depend on the strategy's masks."""
     pixels = load("digits8", 0).test.centre()
-    one = features(build(replace(random(TINY, 0.75), masking=None), 0), pixels)
-    model = build(random(TINY, 0.25), 0)
+    one = features(build(replace(random_masks(TINY, 0.75), masking=None), 0), pixels)
+    model = build(random_masks(TINY, 0.25), 0)
     assert torch.equal(one, features(model, pixels))
     assert torch.equal(one[7:9], features(model, pixels[7:9]))
 
 
 def test_reference_masks_hide_the_foreground_or_leave_it():
     ink = torch.rand(20, 16, generator=torch.Generator().manual_seed(0))
-    masks = reference_masks(ink, (4, 4), seed=0)
+    masks = reference_masks(torch.zeros(20, 1, 8, 8), patch=2, seed=0, ink=ink)
     hidden, visible = masks["foreground_hidden"].mask, masks["foreground_visible"].mask
     assert torch.equal(hidden, 1 - visible)
     assert (
@@ -183,9 +183,9 @@ def test_smoke_runs_anew_and_says_what_it_found_beside_what_is_there(tmp_path, m
 
 def test_fine_tuning_beats_chance_and_depends_on_where_it_starts():
     data = load("digits8", 0)
-    found = [finetune(build(random(TINY, 0.5), 0), data, seed=0) for _ in range(2)]
+    found = [finetune(build(random_masks(TINY, 0.5), 0), data, seed=0) for _ in range(2)]
     assert found[0] == found[1] > 0.2  # of ten classes
-    weakened = build(random(TINY, 0.5), 0)
+    weakened = build(random_masks(TINY, 0.5), 0)
     for parameter in weakened.backbone.parameters():
         parameter.data.zero_()
     assert finetune(weakened, data, seed=0) < found[0] - 0.1
@@ -262,7 +262,7 @@ def test_a_seed_of_other_strategies_is_no_seed_of_the_matrix(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_reported_and_stops_no_other(tmp_path, capsys):
-    impossible = replace(random(TINY, 0.99), strategy="impossible")
+    impossible = replace(random_masks(TINY, 0.99), strategy="impossible")
     with workers(1) as pool, pytest.raises(ValueError, match="leaves none visible"):
         run_all("tiny", [(impossible, 0), (EXPERIMENTS["tiny"]()[0], 0)], pool, tmp_path)
     assert "impossible, seed 0 FAILED: mask_ratio=0.99" in capsys.readouterr().out
@@ -284,6 +284,6 @@ def test_steps_are_beside_those_of_random_masks():
 def test_passes_that_only_look_count_forward_alone():
     ratio = 0.75
     oracle = Setting("oracle", TINY, dict(type="OracleMasking", mask_ratio=ratio, draws=4))
-    rows = steps.measure([random(TINY, ratio), oracle], rounds=1)
+    rows = steps.measure([random_masks(TINY, ratio), oracle], rounds=1)
     # A step is one pass forward and two passes' worth backward; the four looks have no backward.
     assert float(rows[1]["flops_ratio"]) == pytest.approx((3 + 4) / 3, abs=1e-3)

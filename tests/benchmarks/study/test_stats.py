@@ -25,8 +25,8 @@ from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.evidence import write_evidence
 from benchmarks.study.experiments import CHOSEN, EQUAL_FLOPS, EQUAL_TIME, EXPERIMENTS, FOUND, report
 from benchmarks.study.measures import lift, ranking_auc
-from benchmarks.study.queue import csv_of
-from benchmarks.study.settings import RECIPES, USABLE, learned, random, ratio_of
+from benchmarks.study.pool import csv_of
+from benchmarks.study.settings import RECIPES, USABLE, learned, random_masks, ratio_of
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.tables import write_all
 from benchmarks.study.variance import LeastVarianceMasking
@@ -135,7 +135,7 @@ def test_tuning_and_report_seeds_are_never_put_together(tmp_path):
 
 
 def test_rows_of_settings_that_are_no_more_are_left_out():
-    setting = random(RECIPES["digits8"], 0.75)
+    setting = random_masks(RECIPES["digits8"], 0.75)
     other = replace(setting, recipe=replace(setting.recipe, lr=0.123))
     rows = [row("tiny", s, 0, 0.5) for s in (setting, other)]
     assert [json.loads(r["settings"])["recipe"]["lr"] for r in tables.current("tiny", rows)] == [
@@ -163,7 +163,12 @@ def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
     reported |= {("adversarial", 0.75): 0.8}
     rows = {
         first: [
-            row("grid", random(recipe, r) if s == "random" else learned(recipe, r, s), seed, probe)
+            row(
+                "grid",
+                random_masks(recipe, r) if s == "random" else learned(recipe, r, s),
+                seed,
+                probe,
+            )
             for (s, r), probe in probes.items()
             for seed in (first, first + 1)
         ]

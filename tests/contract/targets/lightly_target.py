@@ -78,10 +78,10 @@ class LightlyMAE(Target):
 
     def step(self, model: nn.Module, images: Tensor, masking: MaskingStrategy) -> Step:
         patch_mask = masking(images)
-        idx_keep, idx_mask = token_mask(patch_mask, model.backbone)
+        idx_keep, idx_mask = token_mask(patch_mask, model.backbone, images)
         with seen_by(self.first_block(model.backbone)) as tokens:
             pred, target, loss = model(images, idx_keep, idx_mask)
-        error = patch_error(pred, target, idx_mask, model.backbone)
+        error = patch_error(pred, target, idx_mask, patch_mask, model.backbone)
         total = masking.total_loss(loss, error, patch_mask)
         return Step(loss, error, tokens[0], total, patch_mask)
 

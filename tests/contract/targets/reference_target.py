@@ -6,13 +6,13 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
-from amn_masking.adapters.reference_mae import MaskingMixin
+from amn_masking.adapters.reference_mae import MaskedAutoencoderMixin
 from amn_masking.strategies import MaskingStrategy
 from tests.contract.targets.target import Step, Target, seen_by
 from tests.helpers.reference_model import SmallMaskedAutoencoder
 
 
-class LearnedAutoencoder(MaskingMixin, SmallMaskedAutoencoder):
+class LearnedAutoencoder(MaskedAutoencoderMixin, SmallMaskedAutoencoder):
     """As a user writes it."""
 
 

@@ -101,7 +101,12 @@ class Given(MaskingStrategy):
         self.patch_mask = patch_mask
         self.free_counts = patch_mask.visible_counts is not None
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> PatchMask:
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
         return self.patch_mask
 
 

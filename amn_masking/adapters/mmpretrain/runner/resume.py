@@ -15,7 +15,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
-from mmengine.runner import checkpoint as checkpoint_module
 from mmengine.utils import digit_version
 
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
@@ -183,18 +182,23 @@ def model_of(runner: Runner) -> torch.nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def read_locally_with(loader: Callable) -> Callable:
+    """Let mmengine read local files by ``loader``; the one that did so far."""
+    before = CheckpointLoader._schemes[""]  # mmengine has a way to set it and none to ask
+    # Before 2.6 torch.load is not safe by default and reads the checkpoints as they are.
+    if digit_version(torch.__version__) >= digit_version("2.6"):
+        CheckpointLoader.register_scheme("", loader, force=True)
+    return before
+
+
 @contextmanager
 def read_safely() -> Iterator[None]:
     """For the duration, mmengine reads local files by :func:`load_from_local`."""
-    # Before 2.6 torch.load is not safe by default and reads the checkpoints as they are.
-    if digit_version(torch.__version__) < digit_version("2.6"):
-        yield
-        return
-    CheckpointLoader.register_scheme("", load_from_local, force=True)
+    before = read_locally_with(load_from_local)
     try:
         yield
     finally:
-        CheckpointLoader.register_scheme("", checkpoint_module.load_from_local, force=True)
+        read_locally_with(before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
 from mmengine.runner import CheckpointLoader, Runner
-from mmengine.runner import checkpoint as checkpoint_module
+from mmengine.runner.checkpoint import load_from_local
 
 from amn_masking.adapters.mmpretrain.runner import install, resume
 from tests.conftest import ROOT
@@ -73,7 +73,8 @@ def run(epochs, resume):
         train_dataloader=dict(batch_size=4, num_workers=0, dataset=dict(type="Made"),
             sampler=dict(type="DefaultSampler", shuffle=True),
             collate_fn=dict(type="default_collate")),
-        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=1e-2), clip_grad=dict(max_norm=0.1),
+        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.1),
+            clip_grad=dict(max_norm=0.1),
             paramwise_cfg=dict(norm_decay_mult=0.0)),
         train_cfg=dict(by_epoch=True, max_epochs=epochs), work_dir=sys.argv[1], resume=resume,
         default_scope="mmpretrain", randomness=dict(seed=0), log_level="ERROR",
@@ -153,7 +154,7 @@ def test_other_models_are_read_as_ever(tmp_path):
         assert CheckpointLoader._schemes[""] is resume.load_from_local
         with pytest.raises(RuntimeError, match=r"it holds argparse\.Namespace"):
             CheckpointLoader.load_checkpoint(str(tmp_path / "theirs.pth"))
-    assert CheckpointLoader._schemes[""] is checkpoint_module.load_from_local
+    assert CheckpointLoader._schemes[""] is load_from_local
 
 
 def test_torch_s_own_switch_counts(tmp_path, monkeypatch):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+
+import torch
 
 from benchmarks.study import store
 from benchmarks.study.experiments import EXPERIMENTS
-from benchmarks.study.settings import Setting
+from benchmarks.study.settings import PhotoRecipe, Recipe, Setting
 
 CSVS = "study_*.csv"
 
@@ -32,21 +37,49 @@ def run_one(experiment: str, setting: Setting, seed: int, path: Path) -> str:
 
 
 def workers(jobs: int) -> ProcessPoolExecutor:
-    """That many processes, of which a run takes one, with one thread."""
+    """That many processes, of which a run takes one, with one thread. They end with this one,
+    however it ends.
+    """
     # Started anew and not forked: torch's threads do not survive a fork.
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)
+    )
+
+
+def end_with(parent: int) -> None:
+    """End this process, in the middle of its run, when its parent has ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def runs_of(
-    experiment: str, seeds: list[int], data: list[str] | None = None
+    experiment: str, seeds: list[int], sets: list[str] | None = None
 ) -> list[tuple[Setting, int]]:
-    """The runs of one of ``EXPERIMENTS``, seed by seed; only of these data sets."""
+    """The runs of one of ``EXPERIMENTS``, seed by seed.
+
+    Args:
+        experiment: its name.
+        seeds: each with all settings before the next.
+        sets: only these data sets; None: all whose recipes are for this machine.
+    """
     return [
         (setting, seed)
         for seed in seeds
         for setting in EXPERIMENTS[experiment]()
-        if data is None or setting.recipe.data in data
+        if (setting.recipe.data in sets if sets else suits_this_machine(setting.recipe))
     ]
+
+
+def suits_this_machine(recipe: Recipe) -> bool:
+    """Of recipes for photographs those in float32 are for a CPU, the others for a GPU."""
+    if not isinstance(recipe, PhotoRecipe):
+        return True
+    return (recipe.precision != "float32") == torch.cuda.is_available()
 
 
 def run_all(
@@ -89,6 +122,8 @@ def run_all(
                 print(f"{count}/{len(todo)}  {setting.strategy}, seed {seed} FAILED: {error}")
                 failed.append(error)
     except BaseException:
+        for process in active_children():
+            process.kill()  # they would finish their runs
         pool.shutdown(cancel_futures=True)
         raise
     if failed:

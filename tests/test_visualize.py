@@ -1,0 +1,63 @@
+"""Pictures of masks, of whatever images there are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib", reason="needs the extra 'viz'")
+
+from amn_masking import AdversarialMasking, RandomMasking
+from amn_masking.visualize import draw_masks
+
+
+def first_panel(images, **options):
+    """The pixels of the input's panel, in [0, 255], without titles and borders."""
+    picture = draw_masks(images, RandomMasking(patch_size=8)(images), **options)
+    height, width = picture.shape[:2]
+    return picture[height // 4 : -8, 8 : width // 2 - 8].astype(float)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_any_number_of_channels_is_drawn_as_red_green_and_blue(channels):
+    images = torch.rand(2, channels, 32, 32)
+    masking = AdversarialMasking(patch_size=8, network=dict(in_channels=channels))
+    picture = draw_masks(images, masking(images), images)
+    assert picture.shape[2] == 3
+    assert picture.std() > 20
+
+
+def test_of_many_channels_the_first_three_are_drawn():
+    images = torch.zeros(1, 5, 32, 32)
+    images[:, 0], images[:, 3:] = 255.0, 255.0
+    panel = first_panel(images)
+    assert panel.reshape(-1, 3).mean(0).tolist() == pytest.approx([255, 0, 0], abs=2)
+
+
+MEAN, STD = torch.tensor([0.5]), torch.tensor([0.25])
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "options"),
+    [
+        ("bytes", lambda x: 255 * x, {}),
+        ("in [0, 1]", lambda x: x, {}),
+        ("normalised from bytes", lambda x: (255 * x - 127) / 60, dict(mean=127.0, std=60.0)),
+        ("normalised from [0, 1]", lambda x: (x - 0.5) / 0.25, dict(mean=0.5, std=0.25)),
+        ("normalised by a secret", lambda x: (x - 0.5) / 0.25, {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_same_picture_comes_out_whatever_the_scale_of_the_pixels(name, images, options):
+    ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    options = {key: torch.tensor(value) for key, value in options.items()}
+    panel = first_panel(images(ramp), **options)
+    assert panel.max() > 240
+    assert panel.min() < 15
+    assert 110 < panel.mean() < 145
+
+
+def test_pixels_that_are_not_a_number_are_black():
+    images = 255 * torch.rand(1, 3, 32, 32)
+    images[..., :16, :] = float("nan")
+    assert first_panel(images).min() == 0
