@@ -36,6 +36,8 @@ class LearnedMask:
         reward_scale: ``(B, L)`` float32, > 0, what the image's errors are divided by where they
             reward the masking network; None for the errors themselves. Of the image, not of the
             mask.
+        variance: ``(B, 1)`` float32, mean variance within the image's patches, no gradient; None
+            where the estimator has no use for it. Of the image, not of the mask.
         regulariser: ``(B,)`` what the masking network minimises beside the objective, with a
             gradient that is *not* reversed; None for nothing.
         gate: whether visible tokens are multiplied by 1 - surrogate.
@@ -58,6 +60,7 @@ class LearnedMask:
     chances: Tensor | None = None
     drawn_at_random: Tensor | None = None
     reward_scale: Tensor | None = None
+    variance: Tensor | None = None
     regulariser: Tensor | None = None
     gate: bool = False
     trainable: bool = True
@@ -107,15 +110,20 @@ class LearnedMask:
     def take(self, images: Tensor) -> LearnedMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64.
 
-        What is of the image and not of its mask, the reward's scale, stays where it is.
+        What is of the image and not of its mask, the reward's scale and the variance, stays where it
+        is.
         """
         return self._changed(lambda value: value[images], self.chosen.take(images))
 
     def to(self, device: torch.device | str) -> LearnedMask:
         """The same on another device."""
         moved = self._changed(lambda value: value.to(device), self.chosen.to(device))
-        scale = self.reward_scale
-        return replace(moved, reward_scale=None if scale is None else scale.to(device))
+        scale, variance = self.reward_scale, self.variance
+        return replace(
+            moved,
+            reward_scale=None if scale is None else scale.to(device),
+            variance=None if variance is None else variance.to(device),
+        )
 
     def detach(self) -> LearnedMask:
         """The same without gradients: the masking network learns nothing from it."""

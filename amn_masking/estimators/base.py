@@ -32,6 +32,7 @@ class Estimator(ABC):
     Attributes:
         differentiable: whether the surrogate has a gradient at every patch, visible ones included.
         fewest_masked: masked patches that an image needs for the objective to have a gradient.
+        compares_images: whether the objective wants to know the images' ``variance``.
 
     Raises:
         ValueError: a negative scale.
@@ -39,6 +40,7 @@ class Estimator(ABC):
 
     differentiable = False
     fewest_masked = 2
+    compares_images = False
 
     def __init__(self, noise: float = 1.0) -> None:
         if not noise >= 0:
@@ -137,6 +139,8 @@ def relaxed_mask(logits: Tensor, selection: Selection, temperature: float) -> Te
     """
     soft = torch.sigmoid((logits - selection.tau).detach() / temperature)
     slope = soft * (1 - soft)
-    if selection.patch_mask.valid is not None:
-        slope = slope * selection.patch_mask.valid
-    return torch.sigmoid((balanced(logits, slope) - selection.tau.detach()) / temperature)
+    valid = selection.patch_mask.valid
+    if valid is not None:
+        slope = slope * valid
+    moving = torch.sigmoid((balanced(logits, slope) - selection.tau.detach()) / temperature)
+    return moving if valid is None else moving.where(valid, soft)
