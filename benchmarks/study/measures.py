@@ -129,7 +129,7 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     if isinstance(threshold := getattr(model.masking, "threshold", None), Difficulty):
         metrics["running_gain"] = threshold.running_gain
     if learned is not None:
-        metrics["score_entropy"] = score_entropy(learned.logits)
+        metrics["score_entropy"] = score_entropy(learned.score_logits)
     for name, masks in reference_masks(pixels, patch, seed, ink).items():
         metrics[f"error_{name}"] = error(masks)
     return {name: float(value) for name, value in metrics.items()}
