@@ -107,8 +107,9 @@ def inclusion_probabilities(logits: Tensor, selection: Selection) -> Tensor:
         at_random, count = random_count / number, count - random_count
         count = count / (1 - at_random)
     z = logits.detach()
+    chance: Callable[[Tensor], Tensor]
     if selection.free_counts:
-        chance, slope = torch.sigmoid, logistic_slope  # type: ignore[assignment]
+        chance, slope = torch.sigmoid, logistic_slope
         tau = selection.tau.detach()
         if drawn is not None:
             tau = threshold_of(z, count, valid, chance, slope, torch.logit)
