@@ -73,6 +73,35 @@ class PatchMask:
         return cls(mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid)
 
     @classmethod
+    def in_order(
+        cls,
+        hidden: Tensor,
+        num_visible: int,
+        grid: tuple[int, int],
+        visible_counts: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
+        """The mask of ``hidden``, ``(B, L)`` bool, with the visible patches, and after them the
+        masked ones, in the order of the grid; found by counting, without a sort.
+
+        Args:
+            hidden: True = masked, with the counts that the other arguments say.
+            num_visible, grid, visible_counts, valid: as for :meth:`from_shuffle`.
+        """
+        first_masked = num_visible if visible_counts is None else visible_counts[:, None]
+        shown = ~hidden
+        ids_restore = torch.where(shown, shown.cumsum(1) - 1, first_masked - 1 + hidden.cumsum(1))
+        return cls(
+            hidden.to(torch.float32),
+            invert_permutation(ids_restore),
+            ids_restore,
+            num_visible,
+            grid,
+            visible_counts,
+            valid,
+        )
+
+    @classmethod
     def from_mask(cls, mask: Tensor, grid: tuple[int, int] | None = None) -> PatchMask:
         """Wrap a mask made elsewhere.
 
@@ -111,9 +140,8 @@ class PatchMask:
                 f"each image needs at least one visible and one masked patch of its {length}, "
                 f"got visible counts {counts.tolist()}"
             )
-        ids_shuffle = torch.argsort(hard, dim=1, stable=True)
         num_visible, visible_counts = longest_row(counts)
-        return cls.from_shuffle(ids_shuffle, num_visible, grid, visible_counts)
+        return cls.in_order(hard.bool(), num_visible, grid, visible_counts)
 
     @classmethod
     def from_pixels(cls, mask: Tensor, patch_size: int | tuple[int, int]) -> PatchMask:

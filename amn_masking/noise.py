@@ -56,18 +56,6 @@ def gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return -torch.log((-torch.log(chance)).clamp_min(tiny))
 
 
-def ascending(
-    values: Tensor, grid: tuple[int, int] | None, generator: torch.Generator | None = None
-) -> Tensor:
-    """``(B, L)`` positions by ascending value; equal ones in another order than the grid's.
-
-    A sort alone would keep the first of equal patches first. So the patches are shuffled before it.
-    Arguments as for :func:`tie_breaks`.
-    """
-    shuffle = tie_breaks(values, grid, generator).argsort(1)
-    return shuffle.gather(1, values.gather(1, shuffle).argsort(1))
-
-
 def tie_breaks(
     like: Tensor, grid: tuple[int, int] | None, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -65,6 +65,11 @@ class WrappedMasking(MaskingStrategy):
         self.masking = masking
         self.loss = masking.loss
 
+    @property
+    def reward(self) -> str:  # type: ignore[override]
+        """The other strategy's."""
+        return self.masking.reward
+
     def other_mask(
         self, images: Tensor, generator: torch.Generator | None, valid: Tensor | None
     ) -> PatchMask:

@@ -134,7 +134,8 @@ class Difficulty(Tracking):
         low, high = self.ratio_range
         ratio = (self.ratio + step).clamp(low, high)
         # What tracking would have to find out otherwise.
-        self.level.copy_((self.level + ratio - self.ratio).clamp(1e-6, 1.0))
+        for level in (self.level, self.eval_level):
+            level.copy_((level + ratio - self.ratio).clamp(1e-6, 1.0))
         self.ratio.copy_(ratio)
 
     def extra_repr(self) -> str:

@@ -146,7 +146,7 @@ def test_exact_gradients_pass_gradcheck():
     logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     keys = torch.randn(2, 6, dtype=torch.float64)
     fixed = choose(Quantile(), keys, keys, (2, 3), 0.5)
-    assert gradcheck(lambda z: log_plackett_luce(z, fixed), logits)
+    assert gradcheck(lambda z: log_plackett_luce(z, keys, fixed), logits)
 
     def bernoulli(z):
         # keys: the mask stays as it is while z moves; tau moves with the scores of z.

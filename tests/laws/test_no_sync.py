@@ -26,7 +26,7 @@ FIXED_COUNTS = {
         estimator: dict(
             type="AdversarialMasking", estimator=dict(type=estimator), random_share=0.25
         )
-        for estimator in ("straight_through", "gumbel", "score_function", "ranking")
+        for estimator in ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
     },
     "variance": dict(type="AdversarialMasking", reward="variance_normalised", entropy_weight=0.1),
 }
@@ -36,7 +36,7 @@ FREE_COUNTS = {
         threshold=dict(type=kind),
         random_share=0.25,
     )
-    for kind in ("mean", "tracking", "difficulty")
+    for kind in ("mean", "constant", "tracking", "difficulty")
 }
 
 
