@@ -17,6 +17,7 @@ from amn_masking.adapters.mmpretrain.loss_calls import seen_by_loss
 from amn_masking.adapters.mmpretrain.model_signals import bind
 from amn_masking.adapters.mmpretrain.patch_error import patch_error
 from amn_masking.adapters.mmpretrain.progress import RunnerProgress
+from amn_masking.adapters.mmpretrain.proof import check_asked, compared
 from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
@@ -51,6 +52,8 @@ class MaskedMethod(MaskableMethod):
         self.followers: list[MaskingStrategy] = []
         # Any: a MaskingStrategy, or None.
         self.masking: Any = None
+        # Whether the encoder was seen to use the mask that it was given.
+        self.proved = False
         if masking is not None:
             self.masking = self.build_masking(masking)
             self.built_ratio = self.own_mask_ratio()
@@ -168,6 +171,17 @@ class MaskedMethod(MaskableMethod):
         """The data samples, with ``patch_mask`` in them where the method takes it from there."""
         return data_samples
 
+    def token_mask(self, patch_mask: PatchMask) -> Tensor:
+        """``patch_mask`` as the method's encoder takes it: ``(B, L)``, 1 = masked."""
+        return patch_mask.mask
+
+    def encoder_mask(self, args: tuple, kwargs: dict, output: Any) -> Tensor | None:
+        """The mask that the encoder was called with or returns, like :meth:`token_mask`.
+
+        None where it does neither. The first step of a model compares the two.
+        """
+        return None
+
     def loss(
         self, inputs: Tensor | list[Tensor], data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
@@ -196,12 +210,22 @@ class MaskedMethod(MaskableMethod):
         data_samples: list[DataSample],
         **kwargs: Any,
     ) -> tuple[dict[str, Tensor], list[tuple]]:
-        """The method's own loss under a given mask, and what its loss module was called with."""
+        """The method's own loss under a given mask, and what its loss module was called with.
+
+        Raises:
+            ValueError: the method did not use that mask.
+        """
+        samples = self.with_mask(data_samples, patch_mask)
         with (
+            nullcontext()
+            if self.proved or torch.compiler.is_compiling()
+            else compared(self.backbone, self.encoder_mask, self.token_mask(patch_mask)),
             self.inject(patch_mask),
             seen_by_loss(self.loss_module, patch_mask) as calls,
         ):
-            losses = super().loss(inputs, self.with_mask(data_samples, patch_mask), **kwargs)
+            losses = super().loss(inputs, samples, **kwargs)
+        check_asked(self, samples)
+        self.proved = True
         return losses, calls
 
     def patch_error(self, patch_mask: PatchMask, calls: list[tuple]) -> Tensor:
