@@ -16,9 +16,8 @@ from amn_masking.adapters.mmpretrain.checks import MaskableMethod
 from amn_masking.adapters.mmpretrain.loss_calls import seen_by_loss
 from amn_masking.adapters.mmpretrain.model_signals import bind
 from amn_masking.adapters.mmpretrain.patch_error import patch_error
-from amn_masking.adapters.mmpretrain.progress import RunnerProgress
 from amn_masking.adapters.mmpretrain.proof import check_asked, compared
-from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
+from amn_masking.adapters.mmpretrain.ranks import warn_if_ranks_draw_alike
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics
@@ -47,7 +46,6 @@ class MaskedMethod(MaskableMethod):
         self, *args: Any, masking: Mapping[str, Any] | MaskingStrategy | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.progress = RunnerProgress()
         # Strategies without a ratio of their own, which follow the method's.
         self.followers: list[MaskingStrategy] = []
         # Any: a MaskingStrategy, or None.
@@ -104,14 +102,8 @@ class MaskedMethod(MaskableMethod):
             self.followers.append(masking)
         return masking
 
-    def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, this rank's, and the numbers for the log, of all ranks."""
-        loss, log_vars = super().parse_losses(losses)
-        return loss, log_vars if self.masking is None else over_ranks(log_vars)
-
     def init_weights(self) -> None:
         super().init_weights()
-        self.progress.begin()
         if self.masking is not None:
             warn_if_ranks_draw_alike()
 
@@ -150,13 +142,6 @@ class MaskedMethod(MaskableMethod):
         for strategy in self.followers:
             strategy.mask_ratio = ratio
 
-    def move_schedules(self) -> None:
-        """The strategy's ratio and schedules, to where the method and the Runner are."""
-        self.follow_ratio()
-        progress = self.progress.now()
-        if progress is not None:
-            self.masking.set_progress(*progress)
-
     def make_mask(self, images: Tensor) -> PatchMask:
         """The strategy's mask of ``(B, C, H, W)`` images."""
         patch_mask = self.masking(images)
@@ -194,7 +179,7 @@ class MaskedMethod(MaskableMethod):
         if self.masking is None:
             return super().loss(inputs, data_samples, **kwargs)
         images = images_of(inputs)
-        self.move_schedules()
+        self.follow_ratio()
         patch_mask = self.make_mask(images)
         losses, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
         self.add_adversarial_terms(losses, patch_mask, calls)
