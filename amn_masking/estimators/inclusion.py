@@ -107,6 +107,8 @@ def inclusion_probabilities(logits: Tensor, selection: Selection) -> Tensor:
         at_random, count = random_count / number, count - random_count
         count = count / (1 - at_random)
     z = logits.detach()
+    chance: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
     if selection.free_counts:
         chance, slope = torch.sigmoid, logistic_slope
         tau = selection.tau.detach()

@@ -24,11 +24,11 @@ class Tracking(Threshold):
     In ``eval()`` there is no exploration noise, and the same offset would give another ratio. So
     there is a second pair for it, which follows the scores without noise. All move in ``train()``
     only; before the first training step each image has the offset that gives it the target. Scores
-    are told apart down to 1e-6 from 0 and 1; logits of a temperature below about 0.1 crowd there, and the
-    target is missed.
+    are told apart down to 1e-6 from 0 and 1; logits of a temperature below about 0.1 crowd there,
+    and the target is missed.
 
-    Offsets and levels are buffers, in float32 whatever the module's type: saved in checkpoints, and under ``torch.distributed`` averaged
-    over the ranks in every step, so equal on all of them.
+    Offsets and levels are buffers, in float32 whatever the module's type: saved in checkpoints, and
+    under ``torch.distributed`` averaged over the ranks in every step, so equal on all of them.
 
     Args:
         ratio_range: least and largest share in any one image; ``mask_ratio`` lies between them.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from amn_masking.counts import count_visible
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import gaussian_blur
 
+from amn_masking.counts import count_visible
 from amn_masking.mask import PatchMask
 from amn_masking.meters import (
     PositionMeter,

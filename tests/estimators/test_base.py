@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking
-from amn_masking.estimators import ESTIMATORS, Gumbel, Inclusion, Ranking, ScoreFunction, StraightThrough
+from amn_masking.estimators import (
+    ESTIMATORS,
+    Gumbel,
+    Inclusion,
+    Ranking,
+    ScoreFunction,
+    StraightThrough,
+)
 from amn_masking.noise import gumbel
 from tests.helpers import draws
 from tests.helpers.selections import selected

@@ -60,7 +60,9 @@ def test_they_sum_to_the_count_and_their_gradients_to_0(length, spread, data):
     assert gradient.sum(1).abs().max() < 1e-4 * (1 + gradient.abs().sum())
 
 
-@pytest.mark.parametrize(("length", "masked", "tolerance"), [(8, 4, 0.05), (8, 1, 0.05), (7, 6, 0.06)])
+@pytest.mark.parametrize(
+    ("length", "masked", "tolerance"), [(8, 4, 0.05), (8, 1, 0.05), (7, 6, 0.06)]
+)
 def test_they_are_near_those_of_all_orders_enumerated(length, masked, tolerance):
     for seed in range(5):
         logits = torch.randn(1, length, generator=generator(seed), dtype=torch.float64)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
-from amn_masking.estimators import ESTIMATORS, StraightThrough
+from amn_masking.estimators import StraightThrough
 from amn_masking.estimators.base import straight_through
 from amn_masking.meters import adversarial_gain
 from amn_masking.patches import patchify

@@ -35,7 +35,7 @@ def test_outside_the_range_the_nearest_bound_counts(level, count):
 
 
 def test_it_takes_no_ratio_and_no_value_that_is_no_score():
-    with pytest.raises(ValueError, match="Constant.*takes no mask_ratio"):
+    with pytest.raises(ValueError, match=r"Constant.*takes no mask_ratio"):
         AdversarialMasking(0.5, threshold=dict(type="constant"))
     for value in (0, 1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"value is a score, in \(0, 1\)"):
