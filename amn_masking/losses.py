@@ -103,6 +103,8 @@ class CombinedAdversarialLoss(nn.Module):
         self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None
     ) -> LossTerms:
         """The parts of the loss, unweighted; arguments as for :meth:`forward`."""
+        if isinstance(mask, PatchMask) and target.dim() in (3, 4):
+            target = mask.fill_invalid(target)  # NaN times no weight is NaN in the gradient
         error = self.error(pred, target)
         if not isinstance(mask, PatchMask):
             if mask is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amn_masking.checks import check_tensor
 from amn_masking.counts import longest_row
-from amn_masking.patches import grid_size, pool_to_patches, spread_to_pixels
+from amn_masking.patches import fill_invalid, grid_size, pool_to_patches, spread_to_pixels
 
 if TYPE_CHECKING:
     from amn_masking.learned import LearnedMask
@@ -323,14 +323,16 @@ class PatchMask:
         hidden = self.pixel_mask(*images.shape[-2:]).bool()
         return torch.where(hidden, torch.as_tensor(fill).to(images), images)
 
-    def fill_invalid(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` images with 0 in the patches that are not valid.
+    def fill_invalid(self, values: Tensor) -> Tensor:
+        """``(B, C, H, W)`` images or ``(B, L, D)`` patches, with 0 where they are not valid.
 
         So NaN, which often stands for no data, reaches neither the encoder nor the target.
         """
         if self.valid is None:
-            return images
-        return images.where(spread_to_pixels(self.valid, self.grid, *images.shape[-2:]), 0.0)
+            return values
+        if values.dim() == 3:
+            return values.where(self.valid[:, :, None], 0.0)
+        return fill_invalid(values, self.valid, self.grid)
 
     def take(self, images: Tensor) -> PatchMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64."""

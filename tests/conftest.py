@@ -75,6 +75,7 @@ def photos_config(photos: Path, tmp_path: Path):
     cfg.train_dataloader.dataset.data_root = str(photos)
     cfg.train_dataloader.dataset.pipeline[1].scale = 64
     cfg.train_cfg.max_epochs = 2
+    cfg.default_hooks.logger.interval = 1
     cfg.work_dir = str(tmp_path)
     return cfg
 

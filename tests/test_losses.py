@@ -81,9 +81,8 @@ def test_the_masking_network_s_gradient_is_the_reversed_one():
     logits = standardise_logits(to_logits(pool_scores(masking.network(images), (6, 6))), 1.0)
     soft = torch.sigmoid(logits - torch.logit(patch_mask.learned.threshold)[:, None])
     slope = (soft * (1 - soft)).detach()
-    slope = slope * (
-        advantage - (advantage * slope).sum(1, keepdim=True) / slope.sum(1, keepdim=True)
-    )
+    mean = (advantage * slope).sum(1, keepdim=True) / slope.sum(1, keepdim=True)
+    slope = slope * (advantage - mean)
     ((slope * logits).sum(1) / mask.sum(1)).mean().backward()
     expected = gradients(masking.network)
     for strength, lambda_adv in ((1.0, 0.5), (-1.0, 0.5), (0.25, 2.0), (0.0, 1.0)):

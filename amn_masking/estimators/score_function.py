@@ -8,13 +8,12 @@ from torch.nn import functional as F
 
 from amn_masking.estimators.base import Estimator
 from amn_masking.learned import LearnedMask
+from amn_masking.network import NEVER
 from amn_masking.patches import image_means
 from amn_masking.thresholds.base import Selection
 
 # Images of a batch from which a baseline with two coefficients is fitted.
 FEWEST_TO_FIT = 8
-# The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
-NEVER = -1e9
 
 
 class ScoreFunction(Estimator):

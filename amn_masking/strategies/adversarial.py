@@ -23,7 +23,7 @@ from amn_masking.network import (
     standardise_logits,
     to_logits,
 )
-from amn_masking.patches import spread_to_pixels
+from amn_masking.patches import fill_invalid
 from amn_masking.rewards import REWARDS, Reward, image_variance, patch_variance, reward_scale
 from amn_masking.schedules import Scheduled
 from amn_masking.strategies.base import MaskingStrategy, Ratio
@@ -198,14 +198,15 @@ class AdversarialMasking(MaskingStrategy):
         grid = self.grid(images)
         self.check()
         valid = self.valid_patches(valid, images)
+        images = fill_invalid(images, valid, grid)
         with torch.autocast(images.device.type, enabled=False):
-            score_map = self.score_map(images, grid, valid)
+            score_map = self.score_map(images)
             patch_scores = pool_scores(score_map, grid)
             logits = to_logits(patch_scores)
             check_finite(logits, NOT_FINITE)
             if self.standardise:
                 logits = standardise_logits(logits, self.temperature, valid)
-            entropy = logit_entropy(logits) if self.entropy_weight else None
+            entropy = logit_entropy(logits, valid) if self.entropy_weight else None
             logits = reverse_gradient(logits, self.strength)
             priorities = logits.detach()
             if self.training:
@@ -260,10 +261,8 @@ class AdversarialMasking(MaskingStrategy):
             learned,
         )
 
-    def score_map(self, images: Tensor, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
-        """The network's ``(B, 1, H', W')`` scores of the images; pixels without data count as 0."""
-        if valid is not None:
-            images = images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
+    def score_map(self, images: Tensor) -> Tensor:
+        """The network's ``(B, 1, H', W')`` scores of the images."""
         weight = next(self.network.parameters(), images)
         scores = self.network(images.to(weight.dtype))
         if not self.looked_at_images and not torch.compiler.is_compiling():

@@ -75,7 +75,7 @@ class AttentionMasking(RankedMasking):
         chosen = Candidates(
             attention, grid, deterministic=not self.training, generator=generator
         ).select(num_masked)
-        noise = tie_breaks(attention, not self.training, generator)
+        noise = tie_breaks(attention, None if self.training else grid, generator)
         noise = noise.masked_fill(chosen.patch_mask.mask == 0, 2.0)
         drawn = first_of(noise.argsort(1), hints)
         return attention.masked_fill(drawn, torch.finfo(attention.dtype).min)

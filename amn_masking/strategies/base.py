@@ -71,6 +71,7 @@ class MaskingStrategy(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = None
+        self.told_of_progress = False
         size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
@@ -155,11 +156,14 @@ class MaskingStrategy(nn.Module):
             ValueError: a schedule's count is missing.
         """
         if not 0 <= progress <= 1:
-            warnings.warn(
-                f"progress is the share of training that is done, in [0, 1], got {progress}: the "
-                "nearest end is taken. Is the step counted against the right number of steps?",
-                stacklevel=2,
-            )
+            if not self.told_of_progress:
+                self.told_of_progress = True
+                warnings.warn(
+                    f"progress is the share of training that is done, in [0, 1], got {progress}: "
+                    "the nearest end is taken. Is the step counted against the right number of "
+                    "steps?",
+                    stacklevel=2,
+                )
             progress = min(max(progress, 0.0), 1.0)
         self.progress = (progress, iteration, epoch)
         for name, schedule in self.schedules.items():
@@ -211,10 +215,16 @@ class MaskingStrategy(nn.Module):
             raise ValueError(f"{host} {no_gate}; leave out gate=True")
         if normalised_targets and self.reward == "variance_normalised":
             raise ValueError(
+<<<<<<< HEAD
                 f"{host} normalises each patch of its targets (norm_pix), so its errors are "
                 "relative to the patch's variance already, and reward='variance_normalised' would "
                 "divide by it once more and reward flat patches; use reward='error', or switch "
                 "norm_pix off"
+=======
+                f"{host} normalises each patch of its targets (norm_pix): its errors are relative "
+                "to the patch's variance already, and reward='variance_normalised' would divide by "
+                "it once more and reward flat patches; use reward='error', or switch norm_pix off"
+>>>>>>> main
             )
 
     def grid(self, images: Tensor) -> tuple[int, int]:

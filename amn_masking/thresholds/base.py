@@ -148,7 +148,8 @@ class Candidates:
         bits = priorities.float().view(torch.int32).long()
         # Of a negative float the other bits count the other way round; -0.0 is 0.0.
         ascending = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-        ties = tie_breaks(priorities, self.deterministic, self.generator)
+        fixed = self.grid if self.deterministic else None
+        ties = tie_breaks(priorities, fixed, self.generator)
         return (ascending << 24) + (ties * (1 << 24)).long()
 
     def _round(self, counts: int | Tensor) -> Tensor:
@@ -176,7 +177,11 @@ class Candidates:
 
 
 def first_of(order: Tensor, counts: int | Tensor) -> Tensor:
+<<<<<<< HEAD
     """``(B, L)`` bool, True at the first ``counts``, ``(B, 1)``, patches of a ``(B, L)`` order."""
+=======
+    """``(B, L)`` bool: the first ``counts``, ``(B, 1)``, patches of ``order``, ``(B, L)``."""
+>>>>>>> main
     first = (torch.arange(order.shape[1], device=order.device) < counts).expand_as(order)
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, first)
 

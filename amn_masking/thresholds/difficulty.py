@@ -78,6 +78,8 @@ class Difficulty(Tracking):
         if self.training:
             self.begin = first
             with torch.no_grad():
+                if anew:  # what tracking would have to find out otherwise
+                    self.level.copy_((self.level + ratio - self.ratio).clamp(1e-6, 1.0))
                 self.ratio.copy_(ratio)
         return ratio
 

@@ -106,6 +106,38 @@ def test_the_objective_is_the_advantage_times_the_surrogate(estimator):
     assert torch.allclose(got, expected)
 
 
+@pytest.mark.parametrize("estimator", [StraightThrough(), Gumbel(), ScoreFunction(), Ranking()])
+def test_each_image_counts_alike_whatever_its_number_of_masked_patches(estimator):
+    """With free counts: the slow mean over the images, each over its own K, made one by one."""
+    logits, _, _, patch_mask = selected(estimator, free=True, batch=5, length=12)
+    counts = patch_mask.mask.sum(1)
+    assert len(counts.unique()) > 2
+    error = torch.rand(5, 12, dtype=torch.float64)
+    objective = patch_mask.learned.objective(error)
+    (got,) = torch.autograd.grad(objective, logits, retain_graph=True)
+    expected = torch.zeros_like(logits)
+    means = [error[i][patch_mask.mask[i] > 0].mean() for i in range(5)]
+    surrogate = patch_mask.learned.surrogate
+    for row in range(5):
+        chosen = patch_mask.mask[row].nonzero().flatten().tolist()
+        value = 0.0
+        if isinstance(estimator, Ranking):
+            pairs = [(i, j) for i in chosen for j in chosen if error[row, i] > error[row, j]]
+            for i, j in pairs:
+                value = value + (logits[row, i] - logits[row, j]).sigmoid().log() / len(pairs)
+        else:
+            own = isinstance(estimator, ScoreFunction)
+            others = [means[i] for i in range(5) if i != row]
+            baseline = sum(others) / 4 if own else means[row]
+            for patch in chosen:
+                advantage = error[row, patch] - baseline
+                value = value + advantage * surrogate[row, patch] / len(chosen)
+        (gradient,) = torch.autograd.grad(value, logits, retain_graph=True)
+        expected += gradient / 5
+    torch.testing.assert_close(got, expected)
+    assert got.abs().max() > 0
+
+
 @pytest.mark.parametrize("free", [False, True])
 def test_without_noise_the_priorities_are_the_logits(free):
     logits = torch.randn(2, 5, requires_grad=True)

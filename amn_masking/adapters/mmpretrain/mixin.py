@@ -16,8 +16,8 @@ from amn_masking.adapters.mmpretrain.checks import MaskableMethod
 from amn_masking.adapters.mmpretrain.loss_calls import seen_by_loss
 from amn_masking.adapters.mmpretrain.model_signals import bind
 from amn_masking.adapters.mmpretrain.patch_error import patch_error
-from amn_masking.adapters.mmpretrain.progress import RunnerProgress
-from amn_masking.adapters.mmpretrain.ranks import over_ranks, warn_if_ranks_draw_alike
+from amn_masking.adapters.mmpretrain.proof import check_asked, compared
+from amn_masking.adapters.mmpretrain.ranks import warn_if_ranks_draw_alike
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics
@@ -46,11 +46,12 @@ class MaskedMethod(MaskableMethod):
         self, *args: Any, masking: Mapping[str, Any] | MaskingStrategy | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.progress = RunnerProgress()
         # Strategies without a ratio of their own, which follow the method's.
         self.followers: list[MaskingStrategy] = []
         # Any: a MaskingStrategy, or None.
         self.masking: Any = None
+        # Whether the encoder was seen to use the mask that it was given.
+        self.proved = False
         if masking is not None:
             self.masking = self.build_masking(masking)
             self.built_ratio = self.own_mask_ratio()
@@ -101,14 +102,8 @@ class MaskedMethod(MaskableMethod):
             self.followers.append(masking)
         return masking
 
-    def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, this rank's, and the numbers for the log, of all ranks."""
-        loss, log_vars = super().parse_losses(losses)
-        return loss, log_vars if self.masking is None else over_ranks(log_vars)
-
     def init_weights(self) -> None:
         super().init_weights()
-        self.progress.begin()
         if self.masking is not None:
             warn_if_ranks_draw_alike()
 
@@ -147,13 +142,6 @@ class MaskedMethod(MaskableMethod):
         for strategy in self.followers:
             strategy.mask_ratio = ratio
 
-    def move_schedules(self) -> None:
-        """The strategy's ratio and schedules, to where the method and the Runner are."""
-        self.follow_ratio()
-        progress = self.progress.now()
-        if progress is not None:
-            self.masking.set_progress(*progress)
-
     def make_mask(self, images: Tensor) -> PatchMask:
         """The strategy's mask of ``(B, C, H, W)`` images."""
         patch_mask = self.masking(images)
@@ -168,6 +156,17 @@ class MaskedMethod(MaskableMethod):
         """The data samples, with ``patch_mask`` in them where the method takes it from there."""
         return data_samples
 
+    def token_mask(self, patch_mask: PatchMask) -> Tensor:
+        """``patch_mask`` as the method's encoder takes it: ``(B, L)``, 1 = masked."""
+        return patch_mask.mask
+
+    def encoder_mask(self, args: tuple, kwargs: dict, output: Any) -> Tensor | None:
+        """The mask that the encoder was called with or returns, like :meth:`token_mask`.
+
+        None where it does neither. The first step of a model compares the two.
+        """
+        return None
+
     def loss(
         self, inputs: Tensor | list[Tensor], data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
@@ -180,7 +179,7 @@ class MaskedMethod(MaskableMethod):
         if self.masking is None:
             return super().loss(inputs, data_samples, **kwargs)
         images = images_of(inputs)
-        self.move_schedules()
+        self.follow_ratio()
         patch_mask = self.make_mask(images)
         losses, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
         self.add_adversarial_terms(losses, patch_mask, calls)
@@ -196,12 +195,22 @@ class MaskedMethod(MaskableMethod):
         data_samples: list[DataSample],
         **kwargs: Any,
     ) -> tuple[dict[str, Tensor], list[tuple]]:
-        """The method's own loss under a given mask, and what its loss module was called with."""
+        """The method's own loss under a given mask, and what its loss module was called with.
+
+        Raises:
+            ValueError: the method did not use that mask.
+        """
+        samples = self.with_mask(data_samples, patch_mask)
         with (
+            nullcontext()
+            if self.proved or torch.compiler.is_compiling()
+            else compared(self.backbone, self.encoder_mask, self.token_mask(patch_mask)),
             self.inject(patch_mask),
             seen_by_loss(self.loss_module, patch_mask) as calls,
         ):
-            losses = super().loss(inputs, self.with_mask(data_samples, patch_mask), **kwargs)
+            losses = super().loss(inputs, samples, **kwargs)
+        check_asked(self, samples)
+        self.proved = True
         return losses, calls
 
     def patch_error(self, patch_mask: PatchMask, calls: list[tuple]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amn_masking.adapters.overrides import overridden
+from amn_masking.adapters.mmpretrain.proof import asked
 
 
 @contextmanager
@@ -38,7 +38,10 @@ def hidden_padding(backbone: Any, neck: Any, padding: Tensor) -> Iterator[None]:
     padding = nn.functional.pad(padding, (1, 0), value=False)  # the class token
     visible = ~padding[:, None, None, :]
 
-    def with_mask_tokens(module: nn.Module, args: tuple, tokens: Tensor) -> Tensor:
+    embed = neck.decoder_embed.forward
+
+    def with_mask_tokens(latent: Tensor) -> Tensor:
+        tokens = embed(latent)
         return torch.where(padding[:, :, None], neck.mask_token.to(tokens.dtype), tokens)
 
     with ExitStack() as stack:
@@ -46,7 +49,6 @@ def hidden_padding(backbone: Any, neck: Any, padding: Tensor) -> Iterator[None]:
             attention = functools.partial(
                 layer.attn.scaled_dot_product_attention, attn_mask=visible
             )
-            stack.enter_context(overridden(layer.attn, scaled_dot_product_attention=attention))
-        handle = neck.decoder_embed.register_forward_hook(with_mask_tokens)
-        stack.callback(handle.remove)
+            stack.enter_context(asked(layer.attn, scaled_dot_product_attention=attention))
+        stack.enter_context(asked(neck.decoder_embed, forward=with_mask_tokens))
         yield

@@ -11,20 +11,20 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def over_ranks(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers for the log, over all ranks: mmengine writes down rank 0's only.
+def over_ranks(numbers: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers for the log, over their values and all ranks: mmengine writes down rank 0's only.
 
-    The mean of the ranks; the least where a name ends in ``_min``, the largest in ``_max``. One
-    ``all_gather`` of a few bytes, and nothing that waits for a device.
+    The mean; the least where a name ends in ``_min``, the largest in ``_max``. One ``all_gather``
+    of a few bytes, and one read from the device.
 
     Args:
-        numbers: scalars by name, the same names on every rank.
+        numbers: scalars, or values of as many steps, by name; the same on every rank.
     """
-    if get_world_size() == 1:
-        return numbers
-    ranks = torch.stack(all_gather(torch.stack([x.detach().float() for x in numbers.values()])))
-    reduced = {"_min": ranks.amin(0), "_max": ranks.amax(0)}
-    mean = ranks.mean(0)
+    packed = torch.stack([value.detach().float().reshape(-1) for value in numbers.values()])
+    if get_world_size() > 1:
+        packed = torch.cat(all_gather(packed), dim=1)
+    mean, least, largest = torch.stack([packed.mean(1), packed.amin(1), packed.amax(1)]).tolist()
+    reduced = {"_min": least, "_max": largest}
     return {name: reduced.get(name[-4:], mean)[i] for i, name in enumerate(numbers)}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
 from amn_masking.adapters.mmpretrain.padding import hidden_padding
-from amn_masking.adapters.overrides import overridden
+from amn_masking.adapters.mmpretrain.proof import asked
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 
@@ -31,6 +31,9 @@ class TokenDropping(MaskedMethod):
 
     takes_gate = takes_free_counts
 
+    def encoder_mask(self, args: tuple, kwargs: dict, output: tuple) -> Tensor:
+        return output[1]
+
     @contextmanager
     def inject(self, patch_mask: PatchMask) -> Iterator[None]:
         def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +41,7 @@ class TokenDropping(MaskedMethod):
 
         with ExitStack() as stack:
             if isinstance(self.backbone, selfsup.MAEViT):
-                stack.enter_context(overridden(self.backbone, random_masking=random_masking))
+                stack.enter_context(asked(self.backbone, random_masking=random_masking))
             else:
                 stack.enter_context(same_ids(self.backbone, patch_mask))
             if patch_mask.padding is not None:
@@ -58,7 +61,7 @@ def same_ids(backbone: selfsup.MAEHiViT, patch_mask: PatchMask) -> AbstractConte
             )
         return patch_mask.ids_keep, patch_mask.ids_restore, patch_mask.mask
 
-    return overridden(backbone, masking_id=masking_id)
+    return asked(backbone, masking_id=masking_id)
 
 
 class MAE(TokenDropping, selfsup.MAE):
@@ -92,12 +95,16 @@ class MILAN(MaskedMethod, selfsup.MILAN):
     def takes_gate(self) -> bool:
         return True
 
+    def encoder_mask(self, args: tuple, kwargs: dict, output: tuple) -> Tensor:
+        _, ids_restore, ids_keep, _ = output
+        return torch.ones(ids_restore.shape, device=ids_keep.device).scatter(1, ids_keep, 0.0)
+
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         def attention_masking(x: Tensor, mask_ratio: float, importance: Tensor) -> tuple:
             visible = patch_mask.gather_visible(x)
             return visible, patch_mask.ids_restore, patch_mask.ids_keep, patch_mask.ids_mask
 
-        return overridden(self.backbone, attention_masking=attention_masking)
+        return asked(self.backbone, attention_masking=attention_masking)
 
 
 class SparK(MaskedMethod, selfsup.SparK):
@@ -111,7 +118,9 @@ class SparK(MaskedMethod, selfsup.SparK):
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        return (self.downsample_raito, self.downsample_raito)
+        # Not by the attribute, whose name holds a typo that may be mended one day.
+        side = self.input_size // self.feature_map_size
+        return (side, side)
 
     @property
     def loss_module(self) -> nn.Module:
@@ -126,7 +135,7 @@ class SparK(MaskedMethod, selfsup.SparK):
             visible = patch_mask.mask == 0
             return visible.reshape(-1, 1, *patch_mask.grid)  # SparK's polarity: True = visible
 
-        return overridden(self, mask=mask)
+        return asked(self, mask=mask)
 
 
 class MixMIM(MaskedMethod, selfsup.MixMIM):
@@ -164,10 +173,13 @@ class MixMIM(MaskedMethod, selfsup.MixMIM):
     def patch_error(self, patch_mask: PatchMask, calls: list[tuple]) -> Tensor:
         return super().patch_error(patch_mask, [tuple(x[:1] for x in call) for call in calls])
 
+    def encoder_mask(self, args: tuple, kwargs: dict, output: tuple) -> Tensor:
+        return output[1]
+
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, ...]:
             h, w = (side // self.backbone.encoder_stride for side in x.shape[2:])
             finer = (patch_mask.pixel_mask(h * d, w * d) for d in (8, 4, 2, 1))
             return tuple(mask.reshape(1, -1, 1) for mask in finer)
 
-        return overridden(self.backbone, random_masking=random_masking)
+        return asked(self.backbone, random_masking=random_masking)

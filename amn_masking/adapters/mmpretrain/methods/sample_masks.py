@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from mmpretrain.models import selfsup
 from mmpretrain.structures import DataSample
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from amn_masking.adapters.mmpretrain.methods.backbone_masks import same_ids
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
-from amn_masking.adapters.overrides import overridden
+from amn_masking.adapters.mmpretrain.proof import asked, with_masks
 from amn_masking.mask import PatchMask
 
 
@@ -28,9 +29,10 @@ class SampleMasks(MaskedMethod):
         return patch_mask.mask.reshape(-1, *patch_mask.grid)
 
     def with_mask(self, data_samples: list[DataSample], patch_mask: PatchMask) -> list[DataSample]:
-        masks = self.token_mask(patch_mask)
-        # Copies: the batch's own samples stay as they came.
-        return [s.new().set_mask(mask) for s, mask in zip(data_samples, masks, strict=True)]
+        return with_masks(data_samples, self.token_mask(patch_mask))
+
+    def encoder_mask(self, args: tuple, kwargs: dict, output: Any) -> Tensor:
+        return args[1] if len(args) > 1 else kwargs["mask"]
 
 
 class SimMIM(SampleMasks, selfsup.SimMIM):
@@ -98,7 +100,7 @@ class CAE(SampleMasks, selfsup.CAE):
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         # The neck counts on 75 masked patches of 196.
-        return overridden(self.neck, mask_token_num=patch_mask.ids_mask.shape[1])
+        return asked(self.neck, mask_token_num=patch_mask.ids_mask.shape[1])
 
 
 class iTPN(SampleMasks, selfsup.iTPN):
@@ -119,6 +121,12 @@ class iTPN(SampleMasks, selfsup.iTPN):
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         return same_ids(self.backbone, patch_mask) if self.predicts_pixels() else nullcontext()
+
+    def token_mask(self, patch_mask: PatchMask) -> Tensor:
+        return patch_mask.mask if self.predicts_pixels() else super().token_mask(patch_mask)
+
+    def encoder_mask(self, args: tuple, kwargs: dict, output: tuple) -> Tensor:
+        return output[1] if self.predicts_pixels() else super().encoder_mask(args, kwargs, output)
 
     def with_mask(self, data_samples: list[DataSample], patch_mask: PatchMask) -> list[DataSample]:
         if self.predicts_pixels():

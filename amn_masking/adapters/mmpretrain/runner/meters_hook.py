@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -139,10 +140,11 @@ class MaskingMetersHook(Hook):
             scalars["mask_distance"] = mask_distance(patch_mask.mask)
         if patch_mask.learned is not None:
             scalars["score_entropy"] = score_entropy(patch_mask.learned.score_logits)
-        scalars = over_ranks(scalars)
-        # Of the errors of all ranks, and as tensors: an error of exactly 0 gives no exception.
-        scalars["adversarial_gain"] = scalars["adversarial_gain"] / scalars["random_mask_error"]
-        return {name: float(value) for name, value in scalars.items()}
+        numbers = over_ranks(scalars)
+        # Of the errors of all ranks. An error of exactly 0 gives no exception.
+        random = numbers["random_mask_error"]
+        numbers["adversarial_gain"] = numbers["adversarial_gain"] / random if random else math.nan
+        return numbers
 
     def _errors(
         self, runner: Runner, model: Any, data_batch: Any, seed: int
@@ -152,7 +154,7 @@ class MaskingMetersHook(Hook):
             with same_random_numbers(seed):
                 data = model.data_preprocessor(data_batch, True)
                 images = images_of(data["inputs"])
-                model.move_schedules()
+                model.follow_ratio()
                 patch_mask = model.make_mask(images)
                 random = at_random(patch_mask)
             errors = []

@@ -41,9 +41,13 @@ class RandomStateHook(Hook):
         self.states: list[dict[str, Any]] = []
         self.collected_at = -1
         self.resumed: list[dict[str, Any]] | None = None
+        self.within_epoch = False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self.resumed = checkpoint.get("random_state")
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.within_epoch = True
 
     def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
@@ -59,6 +63,7 @@ class RandomStateHook(Hook):
                 )
 
     def after_train_epoch(self, runner: Runner) -> None:
+        self.within_epoch = False
         if any(
             hook.by_epoch
             and (
@@ -87,6 +92,9 @@ class RandomStateHook(Hook):
         # something else than CheckpointHook's interval writes, such as save_best.
         others = self.states[1:] if self.collected_at == runner.iter else []
         checkpoint["random_state"] = [random_state(runner), *others]
+        checkpoint["random_state"][0].update(
+            within_epoch=self.within_epoch, batches=len(runner.train_dataloader)
+        )
 
     def _collect(self, runner: Runner) -> None:
         self.states = all_gather_object(random_state(runner))
@@ -106,12 +114,15 @@ class RandomStateHook(Hook):
         set_random_state(runner, self.resumed[get_rank()])
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             return "that holds for loops by epoch only"
-        if runner.iter != runner.epoch * len(runner.train_dataloader):
+        if self.resumed[0]["within_epoch"]:
             return (
                 f"the checkpoint was written within epoch {runner.epoch + 1}, which begins again "
                 "with its first batch; for an equal run save at the end of epochs "
                 "(CheckpointHook(by_epoch=True))"
             )
+        before, now = self.resumed[0]["batches"], len(runner.train_dataloader)
+        if before != now:
+            return f"an epoch had {before} batches and now has {now}"
         return ""
 
 

@@ -21,12 +21,15 @@ from tests.conftest import ROOT
 PLACES = """
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import CheckpointLoader, Runner
-from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.runner import FlexibleRunner
 
 def places():
     return (
         Runner.resume,
         Runner.load_checkpoint,
+        Runner.load_or_resume,
+        FlexibleRunner.load_or_resume,
         dict(CheckpointLoader._schemes),
         FUNCTIONS.get("default_collate"),
         FUNCTIONS.get("pseudo_collate"),

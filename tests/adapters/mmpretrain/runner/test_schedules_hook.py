@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from amn_masking.adapters.mmpretrain.runner.meters_hook import MaskingMetersHook
 from tests.helpers.runner import train
@@ -99,6 +101,42 @@ def test_a_loop_without_epochs_takes_iterations_and_refuses_epochs(photos_config
         watched(photos_config, **loops, **{"model.masking.strength": BY_EPOCH})
 
 
+@LOOPS.register_module()
+class Marathon(IterBasedTrainLoop):
+    """A user's loop by iterations, whose name does not say so."""
+
+
+LOOPS.register_module(name="Lap", module=EpochBasedTrainLoop)
+ONE_LONG = {
+    "train_dataloader.sampler": dict(type="InfiniteSampler"),
+    "param_scheduler": [],
+    "log_processor": dict(by_epoch=False),
+    "default_hooks.checkpoint.by_epoch": False,
+}
+
+
+def test_the_loop_is_asked_and_not_its_name(photos_config):
+    strength = {"model.masking.strength": BY_EPOCH}
+    marathon = dict(_delete_=True, type="Marathon", max_iters=5)
+    with pytest.raises(ValueError, match=r"EpochBasedTrainLoop only.*use by='iter'"):
+        watched(photos_config, train_cfg=marathon, **ONE_LONG, **strength)
+    lap = dict(_delete_=True, type="Lap", max_epochs=4)
+    hook = watched(photos_config, train_cfg=lap, **strength)
+    assert [strength for strength, _ in hook.seen] == pytest.approx(BY_EPOCH_VALUES)
+
+
+def test_a_runner_that_was_built_in_python_without_a_config(photos_config):
+    cfg = photos_config
+    cfg.merge_from_dict({"model.masking.strength": BY_EPOCH, **ONE_LONG})
+    names = ("model", "train_dataloader", "optim_wrapper", "work_dir", "default_scope")
+    parts = {name: cfg[name] for name in names}
+    runner = Runner(
+        **parts, train_cfg=dict(by_epoch=False, max_iters=5), experiment_name="without_a_config"
+    )
+    with pytest.raises(ValueError, match=r"EpochBasedTrainLoop only.*use by='iter'"):
+        runner.train()
+
+
 @HOOKS.register_module()
 class StopAfter(Hook):
     """Ends the training after so many epochs of its plan, as if it was killed there."""
@@ -129,6 +167,28 @@ def test_a_resumed_run_goes_on_where_it_stopped(photos_config):
     assert seen[0] + seen[1] == pytest.approx(BY_EPOCH_VALUES)
     (meters,) = (hook for hook in second.hooks if isinstance(hook, MaskingMetersHook))
     assert meters.positions.batches == {(4, 4): 12}
+
+
+@pytest.mark.parametrize("by", ["epoch", "progress"])
+def test_a_run_resumed_with_another_batch_size_is_where_its_epochs_are(photos_config, by):
+    """Twice as many batches an epoch after two of four epochs: half of the way."""
+    ends = dict(begin=1, until=3) if by == "epoch" else dict(begin=0.25, until=0.75)
+    options = {
+        "model.masking.strength": dict(type="linear", start=0.0, end=1.0, by=by, **ends),
+        "train_cfg.max_epochs": 4,
+        "default_hooks.checkpoint.interval": 1,
+    }
+    hooks = [dict(type="Watch"), dict(type="RandomStateHook")]
+    train(photos_config, custom_hooks=[*hooks, dict(type="StopAfter", epochs=2)], **options)
+    options |= {"train_dataloader.batch_size": 7, "param_scheduler": []}
+    runner = train(photos_config, custom_hooks=hooks, resume=True, **options)
+    (watch,) = (hook for hook in runner.hooks if isinstance(hook, Watch))
+    expected = [0.5 + i / 12 for i in range(6)] + [1.0] * 6
+    assert [strength for strength, _ in watch.seen] == pytest.approx(expected)
+    log = "".join(path.read_text() for path in Path(runner.work_dir).glob("*/*.log"))
+    assert "not bit for bit" in log
+    assert "an epoch had 3 batches and now has 6" in log
+    assert "within epoch" not in log
 
 
 def test_a_runner_that_has_finished_does_not_move_a_model_that_is_used_by_hand(photos_config):
