@@ -110,11 +110,7 @@ class LearnedMask:
     def take(self, images: Tensor) -> LearnedMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64.
 
-<<<<<<< HEAD
-        What is of the image and not of its mask, its variance and the reward's scale, stays.
-=======
         What is of the image and not of its mask, the reward's scale and the variance, stays.
->>>>>>> main
         """
         return self._changed(lambda value: value[images], self.chosen.take(images))
 

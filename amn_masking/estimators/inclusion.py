@@ -108,10 +108,6 @@ def inclusion_probabilities(logits: Tensor, selection: Selection) -> Tensor:
         count = count / (1 - at_random)
     z = logits.detach()
     chance: Callable[[Tensor], Tensor]
-<<<<<<< HEAD
-    slope: Callable[[Tensor], Tensor]
-=======
->>>>>>> main
     if selection.free_counts:
         chance, slope = torch.sigmoid, logistic_slope
         tau = selection.tau.detach()

@@ -215,16 +215,9 @@ class MaskingStrategy(nn.Module):
             raise ValueError(f"{host} {no_gate}; leave out gate=True")
         if normalised_targets and self.reward == "variance_normalised":
             raise ValueError(
-<<<<<<< HEAD
-                f"{host} normalises each patch of its targets (norm_pix), so its errors are "
-                "relative to the patch's variance already, and reward='variance_normalised' would "
-                "divide by it once more and reward flat patches; use reward='error', or switch "
-                "norm_pix off"
-=======
                 f"{host} normalises each patch of its targets (norm_pix): its errors are relative "
                 "to the patch's variance already, and reward='variance_normalised' would divide by "
                 "it once more and reward flat patches; use reward='error', or switch norm_pix off"
->>>>>>> main
             )
 
     def grid(self, images: Tensor) -> tuple[int, int]:

@@ -177,11 +177,7 @@ class Candidates:
 
 
 def first_of(order: Tensor, counts: int | Tensor) -> Tensor:
-<<<<<<< HEAD
-    """``(B, L)`` bool, True at the first ``counts``, ``(B, 1)``, patches of a ``(B, L)`` order."""
-=======
     """``(B, L)`` bool: the first ``counts``, ``(B, 1)``, patches of ``order``, ``(B, L)``."""
->>>>>>> main
     first = (torch.arange(order.shape[1], device=order.device) < counts).expand_as(order)
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, first)
 
