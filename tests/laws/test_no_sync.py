@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amn_masking import AdversarialMasking
-from tests.helpers.small_mae import build
+from tests.helpers.small_mae import build, config
 
 FIXED_COUNTS = {
     "random": dict(type="RandomMasking"),
@@ -62,10 +62,13 @@ def step_without_values(masking, device: str, backward: bool = False, first: boo
     """The loss of a small MAE with weights and images that have shapes only, and the operations
     that left the device.
     """
-    model = build(masking=masking)
+    # A reward relative to the variance is refused for targets that are normalised already.
+    head = config()["head"] | dict(norm_pix="reward" not in masking)
+    model = build(masking=masking, head=head)
     for module in model.modules():
         if isinstance(module, AdversarialMasking):
             module.looked_at_images = not first
+    model.proved = True  # that the method uses its mask is seen in the first step, too
     with FakeTensorMode():
         for module in model.modules():
             for name, weight in module._parameters.items():
