@@ -39,7 +39,7 @@ def test_the_same_weights_are_no_difference():
         (
             state(learned()),
             state(learned(**TRACKING)),
-            r"weights, got \d missing in the file \(masking\.threshold\.[^)]*\)\. The file comes from a "
+            r"got \d missing in the file \(masking\.threshold\.[^)]*\)\. The file comes from a "
             r"run with another threshold$",
         ),
         (

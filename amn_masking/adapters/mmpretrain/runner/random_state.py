@@ -14,6 +14,8 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import get_worker_info
 
+from amn_masking.adapters.mmpretrain.runner import install
+
 
 class RandomStateHook(Hook):
     """Keeps the state of the random-number generators, of every rank, in the checkpoint.
@@ -38,6 +40,9 @@ class RandomStateHook(Hook):
     priority = 85
 
     def __init__(self) -> None:
+        # A FlexibleRunner builds its model after its dataloaders, whose collate function may need
+        # what a model's building would install.
+        install()
         self.states: list[dict[str, Any]] = []
         self.collected_at = -1
         self.resumed: list[dict[str, Any]] | None = None
