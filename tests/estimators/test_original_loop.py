@@ -51,19 +51,21 @@ def train(steps=1000, seed=0, batch=32, **options):
     return sum(ratios[-50:]) / 50, clamped, gain
 
 
-# Share of the scores that may lie within 2e-6 of 0 or 1, where they have next to no gradient.
-# `gumbel` and `inclusion` push patches that are masked for certain on, and so the scale grows.
+# Share of the scores that may lie within 2e-6 of 0 or 1, where they have next to no gradient. Easy
+# patches are masked for certain in the end, by the unbiased estimator too; of the adversaries those
+# that follow the exact gradient most closely go furthest.
 CLAMPED = dict(straight_through=0.1, score_function=0.1, ranking=0.1, gumbel=0.3, inclusion=0.6)
-# The ratio of a constant threshold is the network's to choose: where more masked patches make each
-# other harder, an adversary goes to the end of the range, 0.05 to 0.95.
-RATIOS = dict(constant=(0.05, 0.95))
+CLAMPED_EASY = 0.7
+# A constant's ratio is the network's to choose, and `difficulty` moves its own: both may go to an
+# end of the range.
+RATIOS = dict(constant=(0.05, 0.95), difficulty=(0.05, 0.95))
 
 
 def check(found, strength, estimator="straight_through", threshold="mean"):
     ratio, clamped, gain = found
     low, high = RATIOS.get(threshold, (0.1, 0.9))
     assert low <= ratio <= high, found
-    assert clamped < CLAMPED[estimator], found
+    assert clamped < (CLAMPED[estimator] if strength > 0 else CLAMPED_EASY), found
     assert gain > 1.02 if strength > 0 else gain < 0.98, found
 
 
@@ -122,7 +124,7 @@ def test_standardised_logits_with_the_mean_of_their_scores(estimator, strength):
 @pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, -1.0])
 def test_that_test_can_fail(strength):
-    """With tau held still the ratio goes to the floor, within 400 steps."""
+    """With tau held still the ratio goes to the floor, and the scores to 0, within 400 steps."""
     ratio, clamped, _ = train(
         400,
         strength=strength,

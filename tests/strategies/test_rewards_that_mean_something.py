@@ -51,11 +51,13 @@ def test_a_flat_image_does_not_outweigh_the_batch(estimator, noise):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_pixels_without_data_are_in_no_reward(value):
-    masking = AdversarialMasking(0.25, 4, reward="variance_normalised")
     images = images_of((6, 6), batch=8)
     valid = torch.ones(8, 36, dtype=torch.bool)
     valid[0, :6] = False
     images[0, :, :4] = value
+    scale = reward_scale(images, (6, 6), valid)
+    alone = reward_scale(images[:1, :, 4:], (5, 6))  # of one image: its own mean is the batch's
+    assert torch.allclose(scale[0, 6:], alone[0])
     for estimator in ("straight_through", "inclusion", "score_function", "ranking"):
         masking = AdversarialMasking(
             0.25, 4, estimator=dict(type=estimator), reward="variance_normalised"
