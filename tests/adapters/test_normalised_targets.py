@@ -1,4 +1,4 @@
-"""``reward='variance_normalised'`` is refused by every adapter where targets are normalised patch by
+"""Relative rewards are refused where each target patch is normalised: one law for every host."""
 patch, and by none where they are not.
 """
 
