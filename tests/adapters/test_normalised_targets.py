@@ -1,6 +1,4 @@
 """Relative rewards are refused where each target patch is normalised: one law for every host."""
-patch, and by none where they are not.
-"""
 
 from __future__ import annotations
 
