@@ -48,6 +48,7 @@ from torch.nn import functional as F
 from amn_masking.mask import PatchMask
 from amn_masking.network import pool_scores, standardise_logits, to_logits
 from demo.photos import write
+from tests.contract.laws import soft_mask
 from tests.methods.small_methods import SMALL, small_config
 
 LEARNED = dict(type="AdversarialMasking", mask_ratio=0.5)
@@ -170,7 +171,7 @@ def gradient_up(label: str, photos: Path, masking: dict = LEARNED) -> bool:
     images = (inputs if isinstance(inputs, Tensor) else inputs[0])[: len(mask)]
     scores = pool_scores(model.masking.network(images), seen.mask.grid)
     logits = standardise_logits(to_logits(scores), 1.0)
-    soft = torch.sigmoid(logits - torch.logit(seen.mask.learned.threshold)[:, None])
+    soft = soft_mask(logits, torch.logit(seen.mask.learned.threshold)[:, None])
     error = model.patch_error(seen.mask, seen.calls).detach()
     masked = mask.sum(1, keepdim=True)
     advantage = mask * (error - (error * mask).sum(1, keepdim=True) / masked) / masked
