@@ -66,7 +66,9 @@ def reads(cfg, **changes):
 
 
 def test_a_step_without_a_line_reads_no_more_than_the_stock_method(photos_config):
-    sgd = dict(_delete_=True, type="SGD", lr=1e-3)  # AdamW counts its steps in CPU tensors
+    sgd = dict(
+        _delete_=True, type="SGD", lr=1e-3, weight_decay=0.0
+    )  # AdamW counts its steps in CPU tensors
     photos_config.merge_from_dict({"optim_wrapper.optimizer": sgd})
     stock = reads(photos_config, **{"model.masking": None})
     ours = reads(photos_config)
