@@ -72,8 +72,8 @@ def main() -> None:
     lines = [
         "# What logging costs",
         "",
-        "Made by `python -m benchmarks.logging_cost`: the end of a run of 312 steps an epoch, one",
-        f"line every {INTERVAL} steps, on one core of a shared CPU machine (times vary by a third).",
+        "Made by `python -m benchmarks.logging_cost`: the end of a run of 312 steps an epoch, a line",
+        f"every {INTERVAL} steps, on one core of a shared CPU machine; times vary by a third.",
         "",
         "| | epochs | ms a step | MB in a checkpoint | s to save them |",
         "|---|---|---|---|---|",
