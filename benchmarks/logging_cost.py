@@ -72,8 +72,8 @@ def main() -> None:
     lines = [
         "# What logging costs",
         "",
-        "Made by `python -m benchmarks.logging_cost`: the end of a run of 312 steps an epoch, a line",
-        f"every {INTERVAL} steps, on one core of a shared CPU machine; times vary by a third.",
+        "Made by `python -m benchmarks.logging_cost`: the end of a run of 312 steps an epoch, a",
+        f"line every {INTERVAL} steps, on one core of a shared CPU machine; times vary by a third.",
         "",
         "| | epochs | ms a step | MB in a checkpoint | s to save them |",
         "|---|---|---|---|---|",
@@ -86,9 +86,10 @@ def main() -> None:
             print(lines[-1], flush=True)
     lines += [
         "",
-        "Host reads: in a step that writes no line a masked method reads nothing back from a GPU",
-        "beyond what the stock method reads; held by",
-        "`tests/adapters/mmpretrain/runner/test_numbers_hook.py`, on the CPU by counting.",
+        "Host reads, counted on the CPU: in a step that writes no line a masked method reads back",
+        "one value more than stock, the core's look for NaN among the scores, which on a GPU is an",
+        "assertion on the device. No GPU was used. The test that holds this:",
+        "`tests/adapters/mmpretrain/runner/test_numbers_hook.py`.",
         "",
     ]
     RESULT.write_text("\n".join(lines))
