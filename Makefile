@@ -53,6 +53,7 @@ breaks: env
 # The figures of docs/estimators.md.
 estimators: env
 	$(PYTHON_ENV) -m benchmarks.estimator_bias
+	$(PYTHON_ENV) -m benchmarks.estimator_trained
 
 # Every method of mmpretrain on both stacks: docs/results/methods.md.
 methods: env env-forks

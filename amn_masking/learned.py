@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amn_masking.mask import PatchMask
+from amn_masking.network import to_logits
 
 
 @dataclass(eq=False)
@@ -27,17 +28,23 @@ class LearnedMask:
         threshold: ``(B,)`` float32, each image's tau on the scale of ``relative_scores``.
         estimate: the estimator's objective: takes the ``(B, L)`` reward and this, gives a scalar of
             value 0 whose gradient, reversed, reaches the masking network.
+        strength: of the reversed gradient, in [-1, 1]; negative where easy masks are sought.
+        chances: ``(B, L)`` probability of each patch to be masked, no gradient; None where the
+            estimator does not say.
         drawn_at_random: ``(B, L)`` bool, True at masked patches drawn at random
             (``random_share``); None if there are none.
         reward_scale: ``(B, L)`` float32, > 0, what the image's errors are divided by where they
             reward the masking network; None for the errors themselves. Of the image, not of the
             mask.
+        variance: ``(B, 1)`` float32, mean variance within the image's patches, no gradient; None
+            where the estimator has no use for it. Of the image, not of the mask.
         regulariser: ``(B,)`` what the masking network minimises beside the objective, with a
             gradient that is *not* reversed; None for nothing.
         gate: whether visible tokens are multiplied by 1 - surrogate.
         trainable: whether the masking network has anything to learn from this mask.
-        on_objective: is told of each training step's error and this, before the objective is made;
-            not under ``torch.no_grad()``.
+        on_objective: is told of a training step's error and this, before the first objective is
+            made, and of no other: a loss that is evaluated twice is one step. Not under
+            ``torch.no_grad()``.
         loss: the strategy's own weights of the adversarial terms, where its user set them; no other
             loss may then add these terms.
     """
@@ -49,8 +56,11 @@ class LearnedMask:
     score_map: Tensor
     threshold: Tensor
     estimate: Callable[[Tensor, LearnedMask], Tensor]
+    strength: float = 1.0
+    chances: Tensor | None = None
     drawn_at_random: Tensor | None = None
     reward_scale: Tensor | None = None
+    variance: Tensor | None = None
     regulariser: Tensor | None = None
     gate: bool = False
     trainable: bool = True
@@ -64,6 +74,11 @@ class LearnedMask:
         Equal to ``patch_scores`` where the logits are not standardised.
         """
         return torch.sigmoid(self.logits.detach())
+
+    @property
+    def score_logits(self) -> Tensor:
+        """``(B, L)``, no gradient: the logits of ``patch_scores``, before any standardisation."""
+        return to_logits(self.patch_scores)
 
     def objective(self, error: Tensor) -> Tensor:
         """The masking network's objective: a scalar of value 0 whose gradient trains it.
@@ -85,6 +100,7 @@ class LearnedMask:
         error = error.where(self.chosen.mask > 0, 0.0)
         if self.on_objective is not None and torch.is_grad_enabled():
             self.on_objective(error, self)
+            self.on_objective = None
         reward = error if self.reward_scale is None else error / self.reward_scale
         objective = self.estimate(reward, self)
         if self.regulariser is not None:
@@ -94,15 +110,19 @@ class LearnedMask:
     def take(self, images: Tensor) -> LearnedMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64.
 
-        What is of the image and not of its mask, the reward's scale, stays where it is.
+        What is of the image and not of its mask, the reward's scale and the variance, stays.
         """
         return self._changed(lambda value: value[images], self.chosen.take(images))
 
     def to(self, device: torch.device | str) -> LearnedMask:
         """The same on another device."""
         moved = self._changed(lambda value: value.to(device), self.chosen.to(device))
-        scale = self.reward_scale
-        return replace(moved, reward_scale=None if scale is None else scale.to(device))
+        scale, variance = self.reward_scale, self.variance
+        return replace(
+            moved,
+            reward_scale=None if scale is None else scale.to(device),
+            variance=None if variance is None else variance.to(device),
+        )
 
     def detach(self) -> LearnedMask:
         """The same without gradients: the masking network learns nothing from it."""
@@ -117,7 +137,7 @@ class LearnedMask:
         )
 
     def _changed(self, change: Callable[[Tensor], Tensor], chosen: PatchMask) -> LearnedMask:
-        drawn, regulariser = self.drawn_at_random, self.regulariser
+        chances, drawn, regulariser = self.chances, self.drawn_at_random, self.regulariser
         return replace(
             self,
             chosen=chosen,
@@ -126,6 +146,7 @@ class LearnedMask:
             patch_scores=change(self.patch_scores),
             score_map=change(self.score_map),
             threshold=change(self.threshold),
+            chances=None if chances is None else change(chances),
             drawn_at_random=None if drawn is None else change(drawn),
             regulariser=None if regulariser is None else change(regulariser),
         )

@@ -35,7 +35,7 @@ class CombinedAdversarialLoss(nn.Module):
     With m the mask (1 = masked), l the per-patch error and s the patch scores::
 
         R = sum(m l) / sum(m)          over the batch, or over all patches
-        A = sum(m w l) / sum(m w)      per image, then their mean; w = sg(s), or 1
+        A = sum(m w l) / sum(m w)      per image, then their mean; w = sg(s), or 1; on R's scale
         objective                      the estimator's; value 0, gradient reversed
 
     Minimising it trains the autoencoder to reconstruct and, in the same backward pass, the
@@ -103,6 +103,8 @@ class CombinedAdversarialLoss(nn.Module):
         self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None
     ) -> LossTerms:
         """The parts of the loss, unweighted; arguments as for :meth:`forward`."""
+        if isinstance(mask, PatchMask) and target.dim() in (3, 4):
+            target = mask.fill_invalid(target)  # NaN times no weight is NaN in the gradient
         error = self.error(pred, target)
         if not isinstance(mask, PatchMask):
             if mask is not None:
@@ -111,6 +113,10 @@ class CombinedAdversarialLoss(nn.Module):
             return LossTerms(self._reduce(error, mask), adversarial, torch.zeros_like(adversarial))
         if error.dim() == 4:
             per_patch, hard = self.on_patches(error, mask), mask.pixel_mask(*error.shape[-2:])
+            if self.reconstruct == "masked":
+                # R sums over the channels and divides by `channel`: so do the other terms, or
+                # lambda_adv would weigh less than it says.
+                per_patch = per_patch * (error.shape[1] / self.channel)
         else:
             per_patch, hard = error, mask.mask
         adversarial, objective = self.adversarial_terms(per_patch, mask)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amn_masking.checks import check_tensor
 from amn_masking.counts import longest_row
-from amn_masking.patches import grid_size, pool_to_patches, spread_to_pixels
+from amn_masking.patches import fill_invalid, grid_size, pool_to_patches, spread_to_pixels
 
 if TYPE_CHECKING:
     from amn_masking.learned import LearnedMask
@@ -73,6 +73,35 @@ class PatchMask:
         return cls(mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid)
 
     @classmethod
+    def in_order(
+        cls,
+        hidden: Tensor,
+        num_visible: int,
+        grid: tuple[int, int],
+        visible_counts: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> PatchMask:
+        """The mask of ``hidden``, ``(B, L)`` bool, with the visible patches, and after them the
+        masked ones, in the order of the grid; found by counting, without a sort.
+
+        Args:
+            hidden: True = masked, with the counts that the other arguments say.
+            num_visible, grid, visible_counts, valid: as for :meth:`from_shuffle`.
+        """
+        first_masked = num_visible if visible_counts is None else visible_counts[:, None]
+        shown = ~hidden
+        ids_restore = torch.where(shown, shown.cumsum(1) - 1, first_masked - 1 + hidden.cumsum(1))
+        return cls(
+            hidden.to(torch.float32),
+            invert_permutation(ids_restore),
+            ids_restore,
+            num_visible,
+            grid,
+            visible_counts,
+            valid,
+        )
+
+    @classmethod
     def from_mask(cls, mask: Tensor, grid: tuple[int, int] | None = None) -> PatchMask:
         """Wrap a mask made elsewhere.
 
@@ -111,9 +140,8 @@ class PatchMask:
                 f"each image needs at least one visible and one masked patch of its {length}, "
                 f"got visible counts {counts.tolist()}"
             )
-        ids_shuffle = torch.argsort(hard, dim=1, stable=True)
         num_visible, visible_counts = longest_row(counts)
-        return cls.from_shuffle(ids_shuffle, num_visible, grid, visible_counts)
+        return cls.in_order(hard.bool(), num_visible, grid, visible_counts)
 
     @classmethod
     def from_pixels(cls, mask: Tensor, patch_size: int | tuple[int, int]) -> PatchMask:
@@ -295,14 +323,16 @@ class PatchMask:
         hidden = self.pixel_mask(*images.shape[-2:]).bool()
         return torch.where(hidden, torch.as_tensor(fill).to(images), images)
 
-    def fill_invalid(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` images with 0 in the patches that are not valid.
+    def fill_invalid(self, values: Tensor) -> Tensor:
+        """``(B, C, H, W)`` images or ``(B, L, D)`` patches, with 0 where they are not valid.
 
         So NaN, which often stands for no data, reaches neither the encoder nor the target.
         """
         if self.valid is None:
-            return images
-        return images.where(spread_to_pixels(self.valid, self.grid, *images.shape[-2:]), 0.0)
+            return values
+        if values.dim() == 3:
+            return values.where(self.valid[:, :, None], 0.0)
+        return fill_invalid(values, self.valid, self.grid)
 
     def take(self, images: Tensor) -> PatchMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64."""

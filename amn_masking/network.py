@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from amn_masking.patches import pool_to_patches
 
+# The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
+NEVER = -1e9
+
 
 class MaskingNetwork(nn.Module):
     """The specification's network: 3 convolutions (3x3, stride 1, padding 1), ReLU, sigmoid.
@@ -165,7 +168,7 @@ def standardise_logits(
     return centred / ((variance + eps**2).sqrt() * temperature)
 
 
-def logit_entropy(logits: Tensor) -> Tensor:
+def logit_entropy(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     """How evenly the chance to be masked is spread: H(softmax(z)) / log L, with its gradient.
 
     softmax(z) is the chance of each patch to be masked first when masks are drawn without
@@ -174,9 +177,13 @@ def logit_entropy(logits: Tensor) -> Tensor:
 
     Args:
         logits: ``(B, L)``, L >= 2.
+        valid: ``(B, L)`` bool, the patches that can be masked; None for all.
 
     Returns:
         ``(B,)`` in [0, 1]: 1 where all patches are equal, 0 where one has all the chance.
     """
+    if valid is not None:
+        logits = logits.masked_fill(~valid, NEVER)
     first = torch.distributions.Categorical(logits=logits, validate_args=False)
-    return first.entropy() / math.log(logits.shape[1])
+    length = math.log(logits.shape[1]) if valid is None else valid.sum(1).log()
+    return first.entropy() / length

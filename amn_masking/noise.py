@@ -56,16 +56,22 @@ def gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return -torch.log((-torch.log(chance)).clamp_min(tiny))
 
 
-def tie_breaks(like: Tensor, fixed: bool, generator: torch.Generator | None = None) -> Tensor:
+def tie_breaks(
+    like: Tensor, grid: tuple[int, int] | None, generator: torch.Generator | None = None
+) -> Tensor:
     """``(B, L)`` numbers in [0, 1) that order patches of equal priority.
 
     Args:
         like: ``(B, L)``.
-        fixed: the same well-spread order for every image and call, for ``eval()``: multiples of
-            the golden ratio, of which no two within a row are equal. Else drawn anew.
+        grid: (rows, columns) of patches, for the same order in every image and call, as in
+            ``eval()``: multiples of two irrational numbers, of which every row, column and corner
+            of the grid has its even share. None for numbers that are drawn anew.
         generator: source of the drawn ones.
     """
-    if not fixed:
+    if grid is None:
         return uniform(like.shape, like.device, generator)
-    steps = torch.arange(like.shape[1], device=like.device, dtype=torch.float64)
-    return (steps * GOLDEN).frac().to(torch.float32).expand_as(like)
+    rows, columns = (
+        torch.arange(size, device=like.device, dtype=torch.float64) * step
+        for size, step in zip(grid, (math.sqrt(2), GOLDEN), strict=True)
+    )
+    return (rows[:, None] + columns).frac().flatten().to(torch.float32).expand_as(like)

@@ -97,6 +97,13 @@ def spread_to_pixels(values: Tensor, grid: tuple[int, int], height: int, width: 
     return values.repeat_interleave(height // h, 2).repeat_interleave(width // w, 3)
 
 
+def fill_invalid(images: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    """``(B, C, H, W)`` images with 0 in the patches that are not valid; all are if it is None."""
+    if valid is None:
+        return images
+    return images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
+
+
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """``(B, L, 1)`` mean and standard deviation of the pixels of ``(B, L, D)`` patches.
 

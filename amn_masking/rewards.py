@@ -4,44 +4,62 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from amn_masking.patches import patchify
 
 Reward = Literal["error", "variance_normalised"]
 REWARDS: tuple[str, ...] = get_args(Reward)
+# Least variance of an image, as a share of the batch's mean.
+FLOOR = 0.1
 
 
-def patch_variance(images: Tensor, grid: tuple[int, int]) -> Tensor:
+def patch_variance(images: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
     """Variance of the pixels within each patch, averaged over the channels.
 
     Args:
-        images: ``(B, C, H, W)``.
+        images: ``(B, C, H, W)``; what they are at patches that are not valid does not matter.
         grid: (rows, columns) of patches.
+        valid: ``(B, L)`` bool; None for all.
 
     Returns:
-        ``(B, L)`` float32, >= 0, no gradient.
+        ``(B, L)`` float32, >= 0, no gradient; 0 at patches that are not valid.
     """
     channels, height, width = images.shape[1:]
     size = (height // grid[0], width // grid[1])
     pixels = patchify(images.detach().float(), size).unflatten(2, (-1, channels))
-    return pixels.var(2, correction=0).mean(2)
+    variance = pixels.var(2, correction=0).mean(2)
+    return variance if valid is None else variance.where(valid, 0.0)
 
 
-def reward_scale(images: Tensor, grid: tuple[int, int], eps: float = 1e-6) -> Tensor:
+def image_variance(variance: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``(B, 1)`` mean of :func:`patch_variance` over each image's valid patches."""
+    if valid is None:
+        return variance.mean(1, keepdim=True)
+    return variance.sum(1, keepdim=True) / valid.sum(1, keepdim=True)
+
+
+def reward_scale(
+    images: Tensor, grid: tuple[int, int], valid: Tensor | None = None, eps: float = 1e-12
+) -> Tensor:
     """What the error is divided by to make it ``variance_normalised``: v_i + mean_j v_j.
 
     v_i is the mean squared error of the best constant prediction of patch i. Pure noise, whose
     error is v_i for ever, is then rewarded with at most 1, no more than any other patch of which
-    nothing is known. The image's mean bounds the reward of flat patches, where v_i is 0.
+    nothing is known. The image's mean bounds the reward of flat patches, where v_i is 0; and a
+    tenth of the batch's mean takes its place in an image that is flat as a whole, whose slightest
+    error would otherwise outweigh the rest of the batch.
 
     Args:
         images: ``(B, C, H, W)``.
         grid: (rows, columns) of patches.
-        eps: for images of one colour.
+        valid: ``(B, L)`` bool; None for all.
+        eps: for a batch of one colour.
 
     Returns:
         ``(B, L)`` float32, > 0.
     """
-    variance = patch_variance(images, grid)
-    return variance + variance.mean(1, keepdim=True) + eps
+    variance = patch_variance(images, grid, valid)
+    image = image_variance(variance, valid)
+    return variance + torch.maximum(image, FLOOR * image.mean()) + eps

@@ -102,14 +102,16 @@ def sampled_gradients(
         Candidates(priorities, (1, length), logits.sigmoid(), mask_ratio, generator=generator)
     )
     scores = logits.detach().sigmoid()
+    surrogate, chances = estimator.relax(logits, priorities, selection)
     learned = LearnedMask(
         chosen=selection.patch_mask,
         logits=logits,
-        surrogate=estimator.surrogate(logits, priorities, selection),
+        surrogate=surrogate,
         patch_scores=scores,
         score_map=scores[:, None, None],
         threshold=selection.tau.sigmoid().squeeze(1),
         estimate=estimator.objective,
+        chances=chances,
     )
     objective = learned.objective(reward.errors(selection.patch_mask.mask))
     return torch.autograd.grad(objective, logits)[0] * batch

@@ -20,7 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amn_masking.estimators import Estimator, Gumbel, Ranking, ScoreFunction, StraightThrough
+from amn_masking.estimators import (
+    Estimator,
+    Gumbel,
+    Inclusion,
+    Ranking,
+    ScoreFunction,
+    StraightThrough,
+)
 from amn_masking.thresholds import Quantile
 from benchmarks.enumeration import QuadraticReward, plackett_luce_gradient, sampled_gradients
 
@@ -33,6 +40,7 @@ LENGTH, MASKED = 8, 4
 INTERACTIONS = (0.0, 0.3, 1.0)
 ESTIMATORS: dict[str, Estimator] = {
     "score_function": ScoreFunction(),
+    "inclusion": Inclusion(),
     "gumbel, T=1": Gumbel(1.0),
     "gumbel, T=0.3": Gumbel(0.3),
     "straight_through, T=1": StraightThrough(1.0),

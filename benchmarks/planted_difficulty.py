@@ -26,7 +26,7 @@ from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 from amn_masking.patches import patchify
 from benchmarks.enumeration import fixed_masks
 
-ESTIMATORS = ("straight_through", "gumbel", "score_function", "ranking")
+ESTIMATORS = ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
 PATCH = 4
 NEIGHBOURS = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]])[None, None]
 

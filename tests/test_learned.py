@@ -34,7 +34,7 @@ def test_the_objective_is_zero_in_value_and_not_in_gradient(options, reward):
 
 
 def test_the_entropy_term_is_not_reversed():
-    """With nothing else to learn (equal rewards) a step along the gradient evens the chances out."""
+    """With nothing else to learn (equal rewards) a step evens the chances out."""
     for strength in (1.0, -1.0):
         masking, patch_mask = made(entropy_weight=1.0, strength=strength, standardise=False)
         (weight, *_) = masking.network.parameters()

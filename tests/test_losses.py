@@ -80,7 +80,10 @@ def test_the_masking_network_s_gradient_is_the_reversed_one():
     advantage = mask * (error - (error * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True))
     logits = standardise_logits(to_logits(pool_scores(masking.network(images), (6, 6))), 1.0)
     soft = torch.sigmoid(logits - torch.logit(patch_mask.learned.threshold)[:, None])
-    ((advantage * soft).sum(1) / mask.sum(1)).mean().backward()
+    slope = (soft * (1 - soft)).detach()
+    mean = (advantage * slope).sum(1, keepdim=True) / slope.sum(1, keepdim=True)
+    slope = slope * (advantage - mean)
+    ((slope * logits).sum(1) / mask.sum(1)).mean().backward()
     expected = gradients(masking.network)
     for strength, lambda_adv in ((1.0, 0.5), (-1.0, 0.5), (0.25, 2.0), (0.0, 1.0)):
         _, got, _ = one_step(strength, lambda_adv)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass, replace
+
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from amn_masking import PatchMask
 from amn_masking.mask import invert_permutation
 from tests.helpers import draws
+from tests.helpers.draws import ragged
 from tests.helpers.selections import learn
 
 
@@ -142,10 +146,127 @@ def test_from_mask_refuses(mask, grid, message):
         PatchMask.from_mask(mask, grid)
 
 
-def test_wrong_tokens_are_refused_with_the_likely_reason():
+LENGTHS = {
+    "a class token left on": (lambda count: (1, count + 1, 3), r"prefix tokens.*tokens\[:, 1:\]"),
+    "four registers too": (lambda count: (1, count + 5, 3), r"tokens\[:, 5:\]"),
+    "too few": (lambda count: (1, count - 1, 3), "patch_size has to be the encoder's"),
+    "another batch": (lambda count: (2, count, 3), "got"),
+    "no batch": (lambda count: (count, 3), "got"),
+    "images": (lambda count: (1, count, 3, 3), "got"),
+}
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
+def test_tokens_of_another_number_are_refused_with_the_likely_reason(kind):
+    """With one token too many scatter would give the right shape and the wrong contents."""
     patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 0]]))
-    with pytest.raises(ValueError, match=r"\(1, 4, D\) for a 2 x 2 grid.*prefix tokens"):
-        patch_mask.gather_visible(torch.zeros(1, 5, 3))
+    shape, reason = LENGTHS[kind]
+    with pytest.raises(ValueError, match=rf"\(B, L, D\) = \(1, 4, D\) for a 2 x 2 grid.*{reason}"):
+        patch_mask.gather_visible(torch.zeros(shape(4)))
+    with pytest.raises(ValueError, match=rf"\(B, N, D\) = \(1, 3, D\).*3 visible.*{reason}"):
+        patch_mask.scatter(torch.zeros(shape(3)), torch.zeros(3))
+
+
+@pytest.mark.parametrize("give", [lambda m: m.numpy(), lambda m: m.tolist()])
+@pytest.mark.parametrize("take", [PatchMask.from_mask, lambda m: PatchMask.from_pixels(m, 1)])
+def test_what_is_no_tensor_is_refused_by_name(give, take):
+    with pytest.raises(
+        TypeError, match=r"mask expected a torch.Tensor, got (ndarray|list).*as_tensor"
+    ):
+        take(give(torch.tensor([[[1.0, 0], [0, 0]]])))
+
+
+@given(draws.masks(free_counts=True), st.tuples(st.integers(1, 4), st.integers(1, 4)))
+def test_from_pixels_is_the_inverse_of_pixel_mask(case, size):
+    mask, (h, w) = case
+    patch_mask = PatchMask.from_mask(mask, (h, w))
+    pixels = patch_mask.pixel_mask(h * size[0], w * size[1])
+    for given_ in (pixels, pixels[:, 0], pixels.bool()):
+        again = PatchMask.from_pixels(given_, size)
+        assert torch.equal(again.mask, mask)
+        assert again.grid == (h, w)
+        assert torch.equal(again.ids_restore, patch_mask.ids_restore)
+    if size[0] == size[1]:
+        assert torch.equal(PatchMask.from_pixels(pixels, size[0]).mask, mask)
+
+
+def test_pixels_that_are_no_mask_of_patches_are_refused():
+    pixels = torch.zeros(1, 4, 6)
+    pixels[:, :2, :2] = 1
+    pixels[:, 2, 2] = 1
+    with pytest.raises(ValueError, match=r"masked in part.*more than half of their pixels"):
+        PatchMask.from_pixels(pixels, 2)
+    with pytest.raises(ValueError, match="4 x 6 pixels does not split into patches of 4 x 4"):
+        PatchMask.from_pixels(pixels, 4)
+    with pytest.raises(ValueError, match=r"\(B, H, W\) or \(B, 1, H, W\), got \(1, 3, 4, 6\)"):
+        PatchMask.from_pixels(torch.zeros(1, 3, 4, 6), 2)
+
+
+def test_a_grid_other_than_the_images_is_refused_a_transposed_one_too():
+    patch_mask = PatchMask.from_mask(torch.eye(6)[:2], (2, 3))
+    patch_mask.check_grid(torch.zeros(2, 3, 8, 12), (4, 4), "the encoder")
+    for batch, height, width in ((2, 12, 8), (3, 8, 12), (2, 4, 24)):
+        images = torch.zeros(batch, 3, height, width)
+        with pytest.raises(ValueError, match=r"the encoder expected a mask of .*got \(2, 2, 3\)"):
+            patch_mask.check_grid(images, (4, 4), "the encoder")
+
+
+def test_a_host_of_another_grid_than_the_images_is_told_their_size():
+    patch_mask = PatchMask.from_mask(torch.eye(6)[:2], (2, 3))
+    images = torch.zeros(2, 3, 8, 12)
+    patch_mask.check_grid(images, (4, 4), "the encoder", own_grid=(2, 3))
+    with pytest.raises(ValueError, match=r"2 x 3 patches.*built for 3 x 3; resize them to 12 x 12"):
+        patch_mask.check_grid(images, (4, 4), "the encoder", own_grid=(3, 3))
+
+
+def test_masks_of_some_images_are_theirs_and_the_reward_s_scale_stays():
+    mask = ragged(5, 12)
+    made = PatchMask.from_mask(mask, (3, 4))
+    valid = torch.rand(5, 12) > 0.5
+    made = replace(made, valid=valid)
+    logits, scale = torch.randn(5, 12), torch.rand(5, 12)
+    patch_mask = learn(
+        made,
+        logits,
+        drawn_at_random=mask.bool(),
+        reward_scale=scale,
+        regulariser=torch.arange(5.0),
+    )
+    images = torch.tensor([3, 0, 3])
+    taken = patch_mask.take(images)
+    assert torch.equal(taken.mask, mask[images])
+    assert torch.equal(taken.ids_shuffle, made.ids_shuffle[images])
+    assert torch.equal(taken.ids_restore, made.ids_restore[images])
+    assert torch.equal(taken.visible_counts, made.visible_counts[images])
+    assert torch.equal(taken.valid, valid[images])
+    assert (taken.num_visible, taken.grid) == (made.num_visible, made.grid)
+    learned = taken.learned
+    assert torch.equal(learned.chosen.mask, mask[images])
+    for name in ("logits", "surrogate", "patch_scores", "score_map", "threshold"):
+        assert torch.equal(getattr(learned, name), getattr(patch_mask.learned, name)[images]), name
+    assert torch.equal(learned.drawn_at_random, mask.bool()[images])
+    assert torch.equal(learned.regulariser, images.float())
+    assert torch.equal(learned.reward_scale, scale)  # of the image, not of the mask
+    assert learned.estimate is patch_mask.learned.estimate
+
+
+def test_a_mask_moves_to_another_device_as_a_whole():
+    made = replace(PatchMask.from_mask(ragged(3, 12), (3, 4)), valid=torch.ones(3, 12).bool())
+    some = torch.rand(3, 12)
+    patch_mask = learn(made, drawn_at_random=some > 2, reward_scale=some, regulariser=some[:, 0])
+    moved = patch_mask.to("meta")
+
+    def tensors(value):
+        parts = vars(value).values()
+        return [t for part in parts for t in (tensors(part) if is_dataclass(part) else [part])]
+
+    before, after = (
+        [t for t in tensors(value) if isinstance(t, torch.Tensor)] for value in (patch_mask, moved)
+    )
+    assert len(before) == len(after) == 5 + 5 + 8
+    assert all(t.device.type == "meta" for t in after)
+    assert all(t.device.type == "cpu" for t in before)
+    assert patch_mask.to("cpu").mask.device.type == "cpu"
 
 
 def test_ids_mask_of_unequal_counts_is_refused():

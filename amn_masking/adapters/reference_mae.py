@@ -111,7 +111,11 @@ class MaskedAutoencoderMixin(nn.Module):
                 f"masking expected None or a masking strategy, such as AdversarialMasking("
                 f"mask_ratio=0.25, patch_size=16), got {type(self.masking).__name__}"
             )
-        self.masking.require(type(self).__name__, self.mask_patch_size())
+        self.masking.require(
+            type(self).__name__,
+            self.mask_patch_size(),
+            normalised_targets=bool(getattr(self, "norm_pix_loss", False)),
+        )
         return self.masking(imgs)
 
     def mask_patch_size(self) -> tuple[int, int] | None:

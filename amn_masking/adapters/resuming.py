@@ -20,7 +20,8 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
         found: weights in the file, by name.
         wanted: the model's, ``model.state_dict()``.
     """
-    lines, names = [], []
+    lines: list[str] = []
+    names: list[str] = []
     for title, some in (
         ("missing in the file", wanted.keys() - found.keys()),
         ("not in the model", found.keys() - wanted.keys()),

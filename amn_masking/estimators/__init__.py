@@ -2,6 +2,7 @@
 
 from amn_masking.estimators.base import Estimator
 from amn_masking.estimators.gumbel import Gumbel
+from amn_masking.estimators.inclusion import Inclusion
 from amn_masking.estimators.ranking import Ranking
 from amn_masking.estimators.score_function import ScoreFunction
 from amn_masking.estimators.straight_through import StraightThrough
@@ -9,8 +10,17 @@ from amn_masking.estimators.straight_through import StraightThrough
 ESTIMATORS: dict[str, type[Estimator]] = {
     "straight_through": StraightThrough,
     "gumbel": Gumbel,
+    "inclusion": Inclusion,
     "score_function": ScoreFunction,
     "ranking": Ranking,
 }
 
-__all__ = ["ESTIMATORS", "Estimator", "Gumbel", "Ranking", "ScoreFunction", "StraightThrough"]
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "Gumbel",
+    "Inclusion",
+    "Ranking",
+    "ScoreFunction",
+    "StraightThrough",
+]

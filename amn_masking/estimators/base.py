@@ -22,12 +22,17 @@ class Estimator(ABC):
             def surrogate(self, logits, priorities, selection):
                 return straight_through(selection.patch_mask.mask, logits)
 
+    Its gradient should sum to 0 over an image's patches: one that does not moves all logits of an
+    image together, by which the mask hardly changes, until the scores are all 0 or all 1.
+    :func:`balanced` takes that part out.
+
     Args:
         noise: scale >= 0 of the exploration noise on the logits; 0 is deterministic.
 
     Attributes:
         differentiable: whether the surrogate has a gradient at every patch, visible ones included.
         fewest_masked: masked patches that an image needs for the objective to have a gradient.
+        compares_images: whether the objective wants to know the images' ``variance``.
 
     Raises:
         ValueError: a negative scale.
@@ -35,6 +40,7 @@ class Estimator(ABC):
 
     differentiable = False
     fewest_masked = 2
+    compares_images = False
 
     def __init__(self, noise: float = 1.0) -> None:
         if not noise >= 0:
@@ -75,6 +81,12 @@ class Estimator(ABC):
             selection: what the threshold chose.
         """
 
+    def relax(
+        self, logits: Tensor, priorities: Tensor, selection: Selection
+    ) -> tuple[Tensor, Tensor | None]:
+        """The surrogate, and ``(B, L)`` the chance of each patch to be masked, if it is known."""
+        return self.surrogate(logits, priorities, selection), None
+
     def objective(self, reward: Tensor, learned: LearnedMask) -> Tensor:
         """sum(m * (l - b) * (surrogate - m)) / K over each image's patches, batch mean.
 
@@ -87,16 +99,48 @@ class Estimator(ABC):
             learned: the mask that the reward was earned under.
         """
         mask = learned.chosen.mask
-        advantage = mask * (reward - self.baseline(reward, mask))
+        advantage = mask * (reward - self.baseline(reward, learned))
         # The surrogate minus its own value: 0 for every patch, whatever the mask.
         change = learned.surrogate - learned.surrogate.detach()
         return ((advantage * change).sum(1) / mask.sum(1)).mean()
 
-    def baseline(self, reward: Tensor, mask: Tensor) -> Tensor:
+    def baseline(self, reward: Tensor, learned: LearnedMask) -> Tensor:
         """``(B, 1)`` b: the mean reward of the image's own masked patches."""
-        return image_means(reward, mask)
+        return image_means(reward, learned.chosen.mask)
 
 
 def straight_through(mask: Tensor, soft: Tensor) -> Tensor:
     """``mask`` in value, bit for bit, with the gradient of ``soft``."""
     return mask + (soft - soft.detach())
+
+
+def balanced(logits: Tensor, weight: Tensor) -> Tensor:
+    """``logits`` in value; gradients g become g_i - w_i sum(g) / sum(w), so that they sum to 0.
+
+    With w the slope of a sigmoid at each patch this is the gradient of sigmoid(z - tau) where tau
+    moves with the logits so that the sum of the sigmoids stays what it is.
+
+    Args:
+        logits: ``(B, L)``.
+        weight: ``(B, L)``, >= 0, no gradient; 0 at patches that cannot be chosen.
+    """
+    share = weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    mean = (share * logits).sum(1, keepdim=True)
+    return logits - (mean - mean.detach())
+
+
+def relaxed_mask(logits: Tensor, selection: Selection, temperature: float) -> Tensor:
+    """``(B, L)`` sigmoid((z - tau) / T), where tau moves so that the sum stays what it is.
+
+    Args:
+        logits: ``(B, L)``, with noise or without.
+        selection: what the threshold chose.
+        temperature: T > 0.
+    """
+    soft = torch.sigmoid((logits - selection.tau).detach() / temperature)
+    slope = soft * (1 - soft)
+    valid = selection.patch_mask.valid
+    if valid is not None:
+        slope = slope * valid
+    moving = torch.sigmoid((balanced(logits, slope) - selection.tau.detach()) / temperature)
+    return moving if valid is None else moving.where(valid, soft)

@@ -34,17 +34,21 @@ class Ranking(Estimator):
     def objective(self, reward: Tensor, learned: LearnedMask) -> Tensor:
         """Mean log-likelihood of the masked patches' order, less its own value: 0.
 
+        At negative strength, of the reversed order: to minimise the likelihood of the order itself
+        would push the logits apart without end, and most where they are wrong already.
+
         Args:
             reward: ``(B, L)`` of each patch, l.
             learned: the mask that the reward was earned under.
         """
         logits, mask = learned.logits, learned.chosen.mask
+        sign = 1.0 if learned.strength >= 0 else -1.0
         if learned.chosen.visible_counts is None:
             ids = learned.chosen.ids_mask
             logits, reward, mask = (x.gather(1, ids) for x in (logits, reward, mask))
         harder = (reward[:, :, None] > reward[:, None, :]) & mask.bool()[:, :, None]
         harder = harder & mask.bool()[:, None, :]
-        likelihood = F.logsigmoid(logits[:, :, None] - logits[:, None, :])
+        likelihood = F.logsigmoid(sign * (logits[:, :, None] - logits[:, None, :]))
         pairs = harder.sum((1, 2)).clamp_min(1)
         mean = (torch.where(harder, likelihood, 0.0).sum((1, 2)) / pairs).mean()
-        return mean - mean.detach()
+        return sign * (mean - mean.detach())

@@ -7,11 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amn_masking.estimators.base import Estimator
+from amn_masking.learned import LearnedMask
+from amn_masking.network import NEVER
 from amn_masking.patches import image_means
 from amn_masking.thresholds.base import Selection
 
-# The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
-NEVER = -1e9
+# Images of a batch from which a baseline with two coefficients is fitted.
+FEWEST_TO_FIT = 8
 
 
 class ScoreFunction(Estimator):
@@ -20,33 +22,65 @@ class ScoreFunction(Estimator):
     REINFORCE: Williams, "Simple Statistical Gradient-Following Algorithms" (1992). pi is the
     distribution that the mask was drawn from: Plackett-Luce for a fixed count, log pi the
     log-probability of the patches in the order of their priorities (Kool et al., arXiv:1903.06059);
-    independent Bernoulli(sigmoid(z - tau)) for a free count. The baseline is the mean error of
-    the *other* images of the batch (Kool et al., "Buy 4 REINFORCE Samples, Get a Baseline for
-    Free!", 2019), so that the estimate of the gradient of the expected masked error is unbiased;
-    a baseline that holds the image's own error is not. With one image in the batch it is 0.
+    independent Bernoulli(sigmoid(z - tau)) for a free count.
+
+    The baseline is what the *other* images of the batch say that this one's error will be, so that
+    the estimate of the gradient of the expected masked error is unbiased; a baseline that holds the
+    image's own error is not (Kool et al., "Buy 4 REINFORCE Samples, Get a Baseline for Free!",
+    2019). Most of what an image's error varies by is how difficult the image is, and much of that
+    can be read off its pixels: the baseline is the straight line from the variance within the
+    image's patches to its mean masked error, fitted to the others. In batches of fewer than 8
+    images it is the others' mean; with one image it is 0.
 
     Unbiased as long as no image's free count meets ``ratio_range``, which is no part of pi.
     """
 
     fewest_masked = 1
+    compares_images = True
 
     def __init__(self) -> None:
         super().__init__(noise=1.0)
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         mask = selection.patch_mask.mask
-        log_prob = log_bernoulli if selection.free_counts else log_plackett_luce
-        log_pi = log_prob(logits, selection)[:, None]
+        if selection.free_counts:
+            log_pi = log_bernoulli(logits, selection)[:, None]
+        else:
+            log_pi = log_plackett_luce(logits, priorities, selection)[:, None]
         return mask + mask * (log_pi - log_pi.detach())
 
-    def baseline(self, reward: Tensor, mask: Tensor) -> Tensor:
-        """``(B, 1)`` mean reward of the other images of the batch."""
-        rewards = image_means(reward, mask)
-        others = max(rewards.shape[0] - 1, 1)
-        return (rewards.sum(0, keepdim=True) - rewards) / others
+    def baseline(self, reward: Tensor, learned: LearnedMask) -> Tensor:
+        """``(B, 1)`` the image's mean reward as the other images of the batch predict it."""
+        rewards = image_means(reward, learned.chosen.mask)
+        if learned.variance is None or len(rewards) < FEWEST_TO_FIT:
+            return others_mean(rewards)
+        return others_line(learned.variance.to(rewards), rewards)
 
 
-def log_plackett_luce(logits: Tensor, selection: Selection) -> Tensor:
+def others_mean(values: Tensor) -> Tensor:
+    """``(B, 1)`` mean of the other rows' ``values``, ``(B, 1)``; 0 where there is no other."""
+    return (values.sum(0, keepdim=True) - values) / max(len(values) - 1, 1)
+
+
+def others_line(x: Tensor, y: Tensor) -> Tensor:
+    """``(B, 1)`` y of each row by the least-squares line through the *other* rows' x and y.
+
+    Args:
+        x: ``(B, 1)``; a row further than three of their standard deviations from the others' mean
+            is taken to be that far.
+        y: ``(B, 1)``.
+    """
+    x = x / x.mean().clamp_min(torch.finfo(x.dtype).tiny)
+    mean_x, mean_y = others_mean(x), others_mean(y)
+    variance = (others_mean(x.square()) - mean_x.square()).clamp_min(0)
+    covariance = others_mean(x * y) - mean_x * mean_y
+    reach = 3 * variance.sqrt()
+    # The variance of x, whose mean is 1, is told from rounding; equal x have no line.
+    slope = covariance / (variance + 1e-6)
+    return mean_y + slope * (x - mean_x).clamp(-reach, reach)
+
+
+def log_plackett_luce(logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
     """``(B,)`` log-probability of drawing the masked patches in the order of their priorities.
 
     sum over the draws of z - logsumexp(z of what is left). Patches that ``random_share`` masked
@@ -54,10 +88,15 @@ def log_plackett_luce(logits: Tensor, selection: Selection) -> Tensor:
 
     Args:
         logits: ``(B, L)``.
+        priorities: ``(B, L)`` what the threshold saw.
         selection: a fixed count.
     """
     patch_mask = selection.patch_mask
-    ids = patch_mask.ids_shuffle  # by ascending priority: the first draw comes last
+    # What was left at the end, then the draws from the last to the first, then what came before.
+    rank = priorities.masked_fill(patch_mask.mask == 0, float("-inf"))
+    if selection.drawn_at_random is not None:
+        rank = rank.masked_fill(selection.drawn_at_random, float("inf"))
+    ids = rank.argsort(1)
     if patch_mask.valid is not None:
         logits = logits.masked_fill(~patch_mask.valid, NEVER)
     ascending = logits.gather(1, ids)

@@ -23,8 +23,8 @@ from amn_masking.network import (
     standardise_logits,
     to_logits,
 )
-from amn_masking.patches import spread_to_pixels
-from amn_masking.rewards import REWARDS, Reward, reward_scale
+from amn_masking.patches import fill_invalid
+from amn_masking.rewards import REWARDS, Reward, image_variance, patch_variance, reward_scale
 from amn_masking.schedules import Scheduled
 from amn_masking.strategies.base import MaskingStrategy, Ratio
 from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
@@ -61,9 +61,10 @@ class AdversarialMasking(MaskingStrategy):
         network: any module from images ``(B, C, H, W)`` to a score map ``(B, 1, H', W')`` in
             (0, 1) that the grid of patches divides; or arguments of :class:`MaskingNetwork`.
         threshold: a :class:`~amn_masking.thresholds.Threshold`, or
-            ``dict(type='quantile' | 'mean' | 'tracking' | 'difficulty', ...)``.
+            ``dict(type='quantile' | 'constant' | 'mean' | 'tracking' | 'difficulty', ...)``.
         estimator: an :class:`~amn_masking.estimators.Estimator`, or
-            ``dict(type='straight_through' | 'gumbel' | 'score_function' | 'ranking', ...)``.
+            ``dict(type='straight_through' | 'gumbel' | 'inclusion' | 'score_function' | 'ranking',
+            ...)``.
         strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
             frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
             ``dict(type='linear', start=-1, end=1)`` over the course of training; see
@@ -77,8 +78,9 @@ class AdversarialMasking(MaskingStrategy):
             a schedule.
         reward: ``'error'``, or ``'variance_normalised'``: each patch's error over the variance of
             its pixels plus the image's mean of it, so that noise, which nobody can reconstruct,
-            is rewarded no more than what is merely unknown. For targets in pixels; an error of
-            targets that are normalised patch by patch (MAE's ``norm_pix``) is relative already.
+            is rewarded no more than what is merely unknown. For targets in pixels: refused where a
+            method's are normalised patch by patch (MAE's ``norm_pix``), whose errors are relative
+            already.
         entropy_weight: >= 0, pulls the network towards patches of equal chance, whatever the
             strength: minus this times the mean of H(softmax(z)) / log L joins the objective. With
             standardised logits their spread is fixed and it has little left to do.
@@ -196,14 +198,15 @@ class AdversarialMasking(MaskingStrategy):
         grid = self.grid(images)
         self.check()
         valid = self.valid_patches(valid, images)
+        images = fill_invalid(images, valid, grid)
         with torch.autocast(images.device.type, enabled=False):
-            score_map = self.score_map(images, grid, valid)
+            score_map = self.score_map(images)
             patch_scores = pool_scores(score_map, grid)
             logits = to_logits(patch_scores)
             check_finite(logits, NOT_FINITE)
             if self.standardise:
                 logits = standardise_logits(logits, self.temperature, valid)
-            entropy = logit_entropy(logits) if self.entropy_weight else None
+            entropy = logit_entropy(logits, valid) if self.entropy_weight else None
             logits = reverse_gradient(logits, self.strength)
             priorities = logits.detach()
             if self.training:
@@ -220,7 +223,7 @@ class AdversarialMasking(MaskingStrategy):
                     generator,
                 )
             )
-            surrogate = self.estimator.surrogate(logits, priorities, selection)
+            surrogate, chances = self.estimator.relax(logits, priorities, selection)
         chosen = selection.patch_mask
         trains = self.training and torch.is_grad_enabled()
         if trains:
@@ -234,8 +237,13 @@ class AdversarialMasking(MaskingStrategy):
             score_map.detach(),
             torch.sigmoid(selection.tau.detach()).squeeze(1),
             self.estimator.objective,
+            self.strength,
+            chances,
             selection.drawn_at_random,
-            reward_scale(images, grid) if self.reward == "variance_normalised" else None,
+            reward_scale(images, grid, valid) if self.reward == "variance_normalised" else None,
+            image_variance(patch_variance(images, grid, valid), valid)
+            if trains and self.estimator.compares_images
+            else None,
             None if entropy is None else -self.entropy_weight * entropy,
             self.gate,
             any(parameter.requires_grad for parameter in self.network.parameters()),
@@ -253,10 +261,8 @@ class AdversarialMasking(MaskingStrategy):
             learned,
         )
 
-    def score_map(self, images: Tensor, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
-        """The network's ``(B, 1, H', W')`` scores of the images; pixels without data count as 0."""
-        if valid is not None:
-            images = images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
+    def score_map(self, images: Tensor) -> Tensor:
+        """The network's ``(B, 1, H', W')`` scores of the images."""
         weight = next(self.network.parameters(), images)
         scores = self.network(images.to(weight.dtype))
         if not self.looked_at_images and not torch.compiler.is_compiling():

@@ -10,6 +10,7 @@ from torch import Tensor
 from amn_masking.noise import tie_breaks
 from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
+from amn_masking.thresholds.base import Candidates, first_of
 
 
 class AttentionMasking(RankedMasking):
@@ -69,10 +70,14 @@ class AttentionMasking(RankedMasking):
         hints = min(round(self.hint_share * num_masked), length - num_masked)
         if hints == 0:
             return attention
-        # In eval() the hints are the same in every call.
-        noise = tie_breaks(attention, not self.training, generator)
-        top = attention.argsort(1, descending=True).argsort(1) < num_masked
-        drawn = noise.masked_fill(~top, 2.0).argsort(1).argsort(1) < hints
+        # In eval() the hints are the same in every call; equal attention is ordered at random.
+        grid = (height, width)
+        chosen = Candidates(
+            attention, grid, deterministic=not self.training, generator=generator
+        ).select(num_masked)
+        noise = tie_breaks(attention, None if self.training else grid, generator)
+        noise = noise.masked_fill(chosen.patch_mask.mask == 0, 2.0)
+        drawn = first_of(noise.argsort(1), hints)
         return attention.masked_fill(drawn, torch.finfo(attention.dtype).min)
 
     def extra_repr(self) -> str:

@@ -50,6 +50,8 @@ class MaskingStrategy(nn.Module):
         free_counts: whether images of one batch may mask different numbers of patches.
         gate: whether visible tokens carry a gradient to the masking network.
         loss: weighs what the strategy adds to a codebase's own loss; None if it learns nothing.
+        reward: what a masked patch rewards, where the strategy learns: ``'error'`` or
+            ``'variance_normalised'``.
         own_loss: whether the user set these weights, so that no other loss may add the terms.
         schedules: each number that may move, by name.
 
@@ -59,6 +61,7 @@ class MaskingStrategy(nn.Module):
 
     free_counts: bool = False
     gate: bool = False
+    reward: str = "error"
     own_loss: bool = False
     loss: CombinedAdversarialLoss | None
     mask_ratio = MaskRatio()
@@ -68,6 +71,7 @@ class MaskingStrategy(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = None
+        self.told_of_progress = False
         size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
@@ -152,11 +156,14 @@ class MaskingStrategy(nn.Module):
             ValueError: a schedule's count is missing.
         """
         if not 0 <= progress <= 1:
-            warnings.warn(
-                f"progress is the share of training that is done, in [0, 1], got {progress}: the "
-                "nearest end is taken. Is the step counted against the right number of steps?",
-                stacklevel=2,
-            )
+            if not self.told_of_progress:
+                self.told_of_progress = True
+                warnings.warn(
+                    f"progress is the share of training that is done, in [0, 1], got {progress}: "
+                    "the nearest end is taken. Is the step counted against the right number of "
+                    "steps?",
+                    stacklevel=2,
+                )
             progress = min(max(progress, 0.0), 1.0)
         self.progress = (progress, iteration, epoch)
         for name, schedule in self.schedules.items():
@@ -179,6 +186,7 @@ class MaskingStrategy(nn.Module):
         patch_size: tuple[int, int] | None = None,
         equal_counts: str = "",
         no_gate: str = "",
+        normalised_targets: bool = False,
     ) -> None:
         """Refuse to be used where the strategy's masks could not be followed.
 
@@ -188,6 +196,7 @@ class MaskingStrategy(nn.Module):
             equal_counts: why it needs the same number of visible patches in every image; empty if
                 it does not.
             no_gate: why no gradient flows through its mask; empty if one does.
+            normalised_targets: whether it normalises each patch of its targets (``norm_pix``).
 
         Raises:
             ValueError: with the way out.
@@ -204,6 +213,12 @@ class MaskingStrategy(nn.Module):
             )
         if no_gate and self.gate:
             raise ValueError(f"{host} {no_gate}; leave out gate=True")
+        if normalised_targets and self.reward == "variance_normalised":
+            raise ValueError(
+                f"{host} normalises each patch of its targets (norm_pix): its errors are relative "
+                "to the patch's variance already, and reward='variance_normalised' would divide by "
+                "it once more and reward flat patches; use reward='error', or switch norm_pix off"
+            )
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """(rows, columns) of patches of ``(B, C, H, W)`` images.

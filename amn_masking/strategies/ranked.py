@@ -8,6 +8,7 @@ from torch import Tensor
 from amn_masking.checks import check_finite
 from amn_masking.counts import count_masked
 from amn_masking.mask import PatchMask
+from amn_masking.patches import fill_invalid
 from amn_masking.strategies.base import MaskingStrategy, Ratio
 from amn_masking.thresholds.base import Candidates
 
@@ -51,6 +52,8 @@ class RankedMasking(MaskingStrategy):
         valid: Tensor | None = None,
     ) -> PatchMask:
         grid = self.grid(images)
+        valid = self.valid_patches(valid, images)
+        images = fill_invalid(images, valid, grid)
         num_masked = count_masked(grid[0] * grid[1], self.mask_ratio)
         priorities = self.priorities(images, num_masked, generator).float()
         check_finite(
@@ -61,7 +64,7 @@ class RankedMasking(MaskingStrategy):
         candidates = Candidates(
             priorities,
             grid,
-            valid=self.valid_patches(valid, images),
+            valid=valid,
             deterministic=not self.training,
             generator=generator,
         )

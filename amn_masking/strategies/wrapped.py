@@ -65,6 +65,11 @@ class WrappedMasking(MaskingStrategy):
         self.masking = masking
         self.loss = masking.loss
 
+    @property
+    def reward(self) -> str:  # type: ignore[override]
+        """The other strategy's."""
+        return self.masking.reward
+
     def other_mask(
         self, images: Tensor, generator: torch.Generator | None, valid: Tensor | None
     ) -> PatchMask:
@@ -146,7 +151,9 @@ class RandomRatioMasking(WrappedMasking):
         share = 0.5
         if self.training:
             # The host has to know how many patches are left, so it draws from its own generator.
-            device = torch.device("cpu") if generator is None else generator.device
+            device = torch.device("cpu")
+            if isinstance(generator, torch.Generator):
+                device = generator.device
             share = float(uniform((), device, generator))
         self.masking.mask_ratio = low + (high - low) * share
         return self.other_mask(images, generator, valid)

@@ -1,6 +1,7 @@
 """From patch logits to a hard mask, by a threshold of each image's own."""
 
 from amn_masking.thresholds.base import Candidates, Selection, Threshold
+from amn_masking.thresholds.constant import Constant
 from amn_masking.thresholds.difficulty import Difficulty
 from amn_masking.thresholds.mean import Mean
 from amn_masking.thresholds.quantile import Quantile
@@ -8,6 +9,7 @@ from amn_masking.thresholds.tracking import Tracking
 
 THRESHOLDS: dict[str, type[Threshold]] = {
     "quantile": Quantile,
+    "constant": Constant,
     "mean": Mean,
     "tracking": Tracking,
     "difficulty": Difficulty,
@@ -16,6 +18,7 @@ THRESHOLDS: dict[str, type[Threshold]] = {
 __all__ = [
     "THRESHOLDS",
     "Candidates",
+    "Constant",
     "Difficulty",
     "Mean",
     "Quantile",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -94,23 +94,22 @@ class Candidates:
             noise = uniform(ranked.shape, ranked.device, self.generator)
             if self.valid is not None:
                 noise = noise.masked_fill(~self.valid, 2.0)
-            drawn_at_random = noise.argsort(1).argsort(1) < self._round(counts)
+            drawn_at_random = first_of(noise.argsort(1), self._round(counts))
             ranked = ranked.masked_fill(drawn_at_random, float("inf"))
         if self.valid is not None:
             ranked = ranked.masked_fill(~self.valid, float("-inf"))
-        ids_shuffle = self._order(ranked)
+        keys = self._keys(ranked)
         if isinstance(num_masked, Tensor):
-            visible = self.length - num_masked
-            num_visible, visible_counts = longest_row(visible)
-            last_visible = (visible - 1)[:, None]
+            hidden = first_of(keys.argsort(1, descending=True), counts)
+            num_visible, visible_counts = longest_row(self.length - num_masked)
         else:
+            ids = keys.topk(num_masked, sorted=False).indices
+            hidden = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, ids, True)
             num_visible, visible_counts = self.length - num_masked, None
-            last_visible = torch.full_like(ids_shuffle[:, :1], num_visible - 1)
-        patch_mask = PatchMask.from_shuffle(
-            ids_shuffle, num_visible, self.grid, visible_counts, self.valid
-        )
-        tau = self.priorities.gather(1, ids_shuffle.gather(1, last_visible))
-        return Selection(patch_mask, tau, drawn_at_random)
+        patch_mask = PatchMask.in_order(hidden, num_visible, self.grid, visible_counts, self.valid)
+        # The largest priority that stayed visible.
+        tau = ranked.masked_fill(hidden, float("-inf")).amax(1, keepdim=True)
+        return Selection(patch_mask, tau.to(self.priorities.dtype), drawn_at_random)
 
     def select_above(self, tau: Tensor, ratio_range: tuple[float, float]) -> Selection:
         """Mask where sigmoid(priority) > tau, with each image's count held within ``ratio_range``.
@@ -119,30 +118,39 @@ class Candidates:
             tau: ``(B, 1)`` on the scale of the scores, (0, 1).
             ratio_range: least and largest share of masked patches.
         """
-        least, most = count_range(self.length, ratio_range)
         tau_logit = to_logits(tau)
-        above = self.priorities > tau_logit
-        if self.valid is None:
-            wanted = above.sum(1)
-            num_masked = wanted.clamp(least, most)
-        else:
-            wanted = (above & self.valid).sum(1)
-            room = (self.valid.sum(1) - 1).clamp(max=most)
-            num_masked = torch.minimum(wanted.clamp(min=least), room)
+        wanted, num_masked = self.count_above(self.priorities, tau_logit, ratio_range)
         selection = self.select(num_masked)
         # Where a bound cut the count, the threshold that is in force is the order statistic.
         selection.tau = torch.where((wanted == num_masked)[:, None], tau_logit, selection.tau)
         selection.free_counts = True
         return selection
 
-    def _order(self, priorities: Tensor) -> Tensor:
-        """``(B, L)`` patches by ascending priority; equal ones in another order than the grid's.
-
-        A sort alone would keep the first of equal patches visible. So the patches are shuffled
-        before it.
+    def count_above(
+        self, values: Tensor, tau: Tensor, ratio_range: tuple[float, float]
+    ) -> tuple[Tensor, Tensor]:
+        """``(B,)`` patches whose values, ``(B, L)``, are above tau, ``(B, 1)``; and how many that
+        makes to mask, within ``ratio_range`` and the valid patches.
         """
-        shuffle = tie_breaks(priorities, self.deterministic, self.generator).argsort(1)
-        return shuffle.gather(1, priorities.gather(1, shuffle).argsort(1))
+        least, most = count_range(self.length, ratio_range)
+        above = values > tau
+        if self.valid is None:
+            wanted = above.sum(1)
+            return wanted, wanted.clamp(least, most)
+        wanted = (above & self.valid).sum(1)
+        room = (self.valid.sum(1) - 1).clamp(max=most)
+        return wanted, torch.minimum(wanted.clamp(min=least), room)
+
+    def _keys(self, priorities: Tensor) -> Tensor:
+        """``(B, L)`` int64 in the order of the priorities, with equal ones in another order than
+        the grid's: the float32 read as an integer above, the tie-break in the 24 bits below.
+        """
+        bits = priorities.float().view(torch.int32).long()
+        # Of a negative float the other bits count the other way round; -0.0 is 0.0.
+        ascending = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+        fixed = self.grid if self.deterministic else None
+        ties = tie_breaks(priorities, fixed, self.generator)
+        return (ascending << 24) + (ties * (1 << 24)).long()
 
     def _round(self, counts: int | Tensor) -> Tensor:
         """``(B, 1)`` patches to draw at random, rounded up by chance, so that their mean is exact.
@@ -168,6 +176,12 @@ class Candidates:
             )
 
 
+def first_of(order: Tensor, counts: int | Tensor) -> Tensor:
+    """``(B, L)`` bool: the first ``counts``, ``(B, 1)``, patches of ``order``, ``(B, L)``."""
+    first = (torch.arange(order.shape[1], device=order.device) < counts).expand_as(order)
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, first)
+
+
 class Threshold(nn.Module):
     """Turns the priorities of the patches into a hard choice of some.
 
@@ -178,6 +192,9 @@ class Threshold(nn.Module):
             def forward(self, candidates):
                 return candidates.select(candidates.length // 2)
 
+    Its buffers, numbers that a controller moves in small steps, stay in float32 when the module
+    goes to another type.
+
     Attributes:
         free_counts: whether images of one batch may mask different numbers of patches.
         takes_ratio: whether it holds the strategy's ``mask_ratio``.
@@ -185,6 +202,14 @@ class Threshold(nn.Module):
 
     free_counts: bool = False
     takes_ratio: bool = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Threshold:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
 
     def __init__(self) -> None:  # nn.Module's own takes any argument
         super().__init__()

@@ -21,13 +21,14 @@ class Tracking(Threshold):
     of the scores and cannot ring. The level starts at ``mask_ratio`` and integrates, more slowly,
     what the batches' ratio misses of it, so that the mean is held whatever ``ratio_range`` cuts.
 
-    Both move in ``train()`` only, where the scores carry the exploration noise. In ``eval()`` there
-    is none, and the ratio is another: use ``quantile`` where it has to be held there. Scores are
-    told apart down to 1e-6 from 0 and 1; logits of a temperature below about 0.1 crowd there, and
-    the target is missed.
+    In ``eval()`` there is no exploration noise, and the same offset would give another ratio. So
+    there is a second pair for it, which follows the scores without noise. All move in ``train()``
+    only; before the first training step each image has the offset that gives it the target. Scores
+    are told apart down to 1e-6 from 0 and 1; logits of a temperature below about 0.1 crowd there,
+    and the target is missed.
 
-    Offset and level are buffers: saved in checkpoints, and under ``torch.distributed`` averaged
-    over the ranks in every step, so equal on all of them.
+    Offsets and levels are buffers, in float32 whatever the module's type: saved in checkpoints, and
+    under ``torch.distributed`` averaged over the ranks in every step, so equal on all of them.
 
     Args:
         ratio_range: least and largest share in any one image; ``mask_ratio`` lies between them.
@@ -40,6 +41,8 @@ class Tracking(Threshold):
     free_counts = True
     offset: Tensor
     level: Tensor
+    eval_offset: Tensor
+    eval_level: Tensor
 
     def __init__(self, ratio_range: tuple[float, float] = (0.05, 0.95), rate: float = 0.1) -> None:
         super().__init__()
@@ -49,31 +52,58 @@ class Tracking(Threshold):
         self.rate = rate
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("level", torch.zeros(()))  # 0 until the first step
+        self.register_buffer("eval_offset", torch.zeros(()))
+        self.register_buffer("eval_level", torch.zeros(()))
 
     def forward(self, candidates: Candidates) -> Selection:
         target = self.target(candidates)
         mean = candidates.mean_score()
+        plain = candidates.scores.detach() - mean.detach()  # type: ignore[union-attr]
         if not self.training:
-            return candidates.select_above(mean + self.offset, self.ratio_range)
-        deviations = torch.sigmoid(candidates.priorities) - mean.detach()
-        if candidates.valid is None:
-            deviations = deviations.flatten().sort().values
-        else:
-            deviations = deviations[candidates.valid].sort().values
-        started = self.level > 0
-        level = torch.where(started, self.level, target)
-        offset = torch.where(started, self.offset, upper_quantile(deviations, level))
+            own = own_offsets(plain, target, candidates.valid)
+            offset = torch.where(self.eval_level > 0, self.eval_offset, own)
+            return candidates.select_above(mean + offset, self.ratio_range)
+        plain_sorted = self._sorted(plain, candidates)
+        eval_offset, eval_level = self._start(
+            self.eval_offset, self.eval_level, plain_sorted, target
+        )
+        noisy = self._sorted(torch.sigmoid(candidates.priorities) - mean.detach(), candidates)
+        offset, level = self._start(self.offset, self.level, noisy, target)
         selection = candidates.select_above(mean + offset, self.ratio_range)
-        missed = target - selection.patch_mask.mask.mean()
+        ratio = selection.patch_mask.mask.mean()
+        _, counts = candidates.count_above(plain, eval_offset, self.ratio_range)
+        eval_ratio = counts.to(ratio.dtype).mean() / candidates.length
+        self._move(
+            *self._follow(offset, level, noisy, target - ratio),
+            *self._follow(eval_offset, eval_level, plain_sorted, target - eval_ratio),
+        )
+        return selection
+
+    def _sorted(self, deviations: Tensor, candidates: Candidates) -> Tensor:
+        """All valid patches' deviations, ascending."""
+        if candidates.valid is None:
+            return deviations.flatten().sort().values
+        return deviations[candidates.valid].sort().values
+
+    def _start(
+        self, offset: Tensor, level: Tensor, ascending: Tensor, target: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Offset and level as they are, or where they begin."""
+        started = level > 0
+        level = torch.where(started, level, target)
+        return torch.where(started, offset, upper_quantile(ascending, level)), level
+
+    def _follow(
+        self, offset: Tensor, level: Tensor, ascending: Tensor, missed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Offset and level after a step whose ratio missed the target by ``missed``."""
         # Far from the batch's scores, after a jump, the ratio says nothing: come near them first.
-        margin = (deviations[-1] - deviations[0]) / 2
-        near = offset.clamp(deviations[0] - margin, deviations[-1] + margin)
+        margin = (ascending[-1] - ascending[0]) / 2
+        near = offset.clamp(ascending[0] - margin, ascending[-1] + margin)
         missed = torch.where(near == offset, missed, 0.0)
         tiny = 1e-6  # the level stays above 0, which says that there was no step yet
         level = (level + LEVEL_RATE * self.rate * missed).clamp(tiny, 1.0)
-        offset = near + self.rate * (upper_quantile(deviations, level) - near)
-        self._move(offset, level)
-        return selection
+        return near + self.rate * (upper_quantile(ascending, level) - near), level
 
     def target(self, candidates: Candidates) -> float | Tensor:
         """The mean share of masked patches to hold.
@@ -90,16 +120,27 @@ class Tracking(Threshold):
         return ratio
 
     @torch.no_grad()
-    def _move(self, offset: Tensor, level: Tensor) -> None:
-        state = torch.stack([offset, level]).to(self.offset.dtype)
+    def _move(self, *numbers: Tensor) -> None:
+        state = torch.stack(numbers).to(self.offset.dtype)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(state)
             state = state / distributed.get_world_size()
-        self.offset.copy_(state[0])
-        self.level.copy_(state[1])
+        buffers = (self.offset, self.level, self.eval_offset, self.eval_level)
+        for buffer, value in zip(buffers, state, strict=True):
+            buffer.copy_(value)
 
     def extra_repr(self) -> str:
         return f"ratio_range={self.ratio_range}, rate={self.rate}"
+
+
+def own_offsets(deviations: Tensor, share: float | Tensor, valid: Tensor | None) -> Tensor:
+    """``(B, 1)`` the value of each row above which that share of its valid patches lies."""
+    if valid is None:
+        valid = torch.ones_like(deviations, dtype=torch.bool)
+    number = valid.sum(1, keepdim=True)
+    above = (share * number).round().long().clamp_min(1).minimum(number - 1)
+    descending = deviations.masked_fill(~valid, float("-inf")).sort(1, descending=True).values
+    return descending.gather(1, above)
 
 
 def upper_quantile(ascending: Tensor, share: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ TUNED: dict[str, tuple[float, ...]] = {
     "color noise, green": (0.5, 0.75),
     "hard patches": (0.25, 0.5, 0.75),
 }
-# The best of them by the probe, on the GPU's recipe; a test compares. Of the two colours the better.
+# The best of them by the probe, on the GPU's recipe; a test compares. Of two colours the better.
 CHOSEN: dict[str, float] = {
     "random": 0.75,
     "adversarial": 0.5,

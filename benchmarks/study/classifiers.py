@@ -79,7 +79,7 @@ def fit_probe(features: Tensor, labels: Tensor, c: float, tol: float = 1e-4) -> 
 def vote(
     train: Tensor, labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
-    """``(M,)`` labels: amn_masking.knn.vote, a thousand queries at a time.
+    """``(M,)`` labels: amn_masking.tools.knn.vote, a thousand queries at a time.
 
     Args:
         train: ``(N, D)`` features, N >= k.

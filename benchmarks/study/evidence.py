@@ -42,7 +42,7 @@ STRENGTHS = ("cooperative", "frozen", "adversarial", "curriculum", "random")
 
 
 def write_evidence(path: Path, results: Path) -> None:
-    """Make the tables of the page anew.
+    """Make the tables of the page, and its figures, anew.
 
     Args:
         path: docs/evidence.md.
@@ -51,14 +51,23 @@ def write_evidence(path: Path, results: Path) -> None:
     Raises:
         ValueError: the page has a place for a table that is not known, or none for one that is.
     """
+    fill(path, results, TABLES)
+    for data in USABLE:
+        rows = [row for name in ("grid", "others") for row in rows_of(results, name, "tune", data)]
+        if rows:
+            probe_against_ratio(by_cell(rows, "probe"), results / f"evidence_{data}.png")
+
+
+def fill(path: Path, results: Path, known: Mapping[str, Callable[[Path], Sequence[str]]]) -> None:
+    """Make the tables of a page anew; arguments and errors as for :func:`write_evidence`."""
     text = path.read_text()
     places = set(re.findall(r"<!-- begin (\S+) -->", text))
-    if places != set(TABLES):
+    if places != set(known):
         raise ValueError(
             f"{path} expected a place, <!-- begin NAME --> to <!-- end NAME -->, for each table; "
-            f"unknown or missing: {sorted(places ^ set(TABLES))}"
+            f"unknown or missing: {sorted(places ^ set(known))}"
         )
-    for name, table in TABLES.items():
+    for name, table in known.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, _, rest = text.partition(begin)
         _, found, after = rest.partition(end)
@@ -66,10 +75,6 @@ def write_evidence(path: Path, results: Path) -> None:
             raise ValueError(f"{path} has {begin} but no {end}")
         text = "\n".join([before + begin, "", *table(results), "", end + after])
     path.write_text(text)
-    for data in USABLE:
-        rows = [row for name in ("grid", "others") for row in rows_of(results, name, "tune", data)]
-        if rows:
-            probe_against_ratio(by_cell(rows, "probe"), results / f"evidence_{data}.png")
 
 
 def rows_of(results: Path, experiment: str, split: str, data: str) -> list[Row]:

@@ -371,7 +371,8 @@ def tiny() -> list[Setting]:
 EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
-    "grid16": grid16, "tiny": tiny, "cifar": cifar_arms.cifar,
-    "cifar_recipe": cifar_arms.cifar_recipe, "cifar_tuning": cifar_arms.cifar_tuning, "cifar_lengths": cifar_arms.cifar_lengths,
+    "grid16": grid16, "tiny": tiny,
+    "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
+    "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
     "cifar_epochs": cifar_arms.cifar_epochs,
 }  # fmt: skip

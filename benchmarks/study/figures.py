@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -43,5 +43,19 @@ def probe_against_ratio(
     axes.set(xlabel="mask ratio", ylabel="linear probe, accuracy")
     if len(axes.lines) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def differences(values: Mapping[str, Sequence[float]], label: str, path: Path) -> None:
+    """A line per strategy, from above as given: a dot per seed, and a bar at the mean."""
+    figure, axes = plt.subplots(figsize=(7.5, 0.3 * len(values) + 1), layout="constrained")
+    for place, numbers in enumerate(values.values()):
+        axes.scatter(numbers, [-place] * len(numbers), s=14, color="C0", alpha=0.6)
+        axes.scatter([np.mean(numbers)], [-place], marker="|", s=220, color="black")
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_yticks([-place for place in range(len(values))], list(values))
+    axes.set(xlabel=label)
+    axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from amn_masking.patches import masked_mean
 from benchmarks.study import store
 from benchmarks.study.data import load, split_of
 from benchmarks.study.experiments import matrix
@@ -44,7 +45,7 @@ def rows_of_seed(data: str, seed: int) -> list[store.Row]:
         dict(
             data=data, seed=str(seed), split=split_of(seed), trained=setting.strategy,
             under=other.strategy,
-            error=f"{float(model.masked_error(mask, inputs=pixels, data_samples=[])):.6g}",
+            error=f"{float(masked_mean(model.error_under(mask, pixels, []), mask.mask)):.6g}",
             settings=setting.to_json(), software=runs.software(), hardware=runs.hardware(),
             commit=code,
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from amn_masking.thresholds.selection import count_visible
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import gaussian_blur
 
+from amn_masking.counts import count_visible
 from amn_masking.mask import PatchMask
 from amn_masking.meters import (
     PositionMeter,
@@ -23,6 +23,7 @@ from amn_masking.meters import (
     mask_distance,
     score_entropy,
 )
+from amn_masking.patches import masked_mean
 from amn_masking.strategies.ranked import RankedMasking
 from amn_masking.thresholds import Difficulty
 from amn_masking.tools.knn import vote
@@ -98,7 +99,7 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     patch_mask = model.make_mask(pixels)
 
     def error(masks: PatchMask) -> Tensor:
-        return model.masked_error(masks, inputs=pixels, data_samples=[])
+        return masked_mean(model.error_under(masks, pixels, []), masks.mask)
 
     positions = PositionMeter()
     positions.update(patch_mask.mask, patch_mask.grid)
@@ -119,15 +120,16 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
         metrics["noise_lift"] = lift(
             patch_mask.mask, patch_share(images.centre(images.noise), patch)
         )
-    scores = patch_mask.patch_scores
+    learned = patch_mask.learned
+    scores = None if learned is None else learned.patch_scores
     if isinstance(model.masking, RankedMasking):
-        scores = model.masking.keys(pixels, int(patch_mask.mask[0].sum()), None)
+        scores = model.masking.priorities(pixels, int(patch_mask.mask[0].sum()), None)
     if scores is not None and ink is not None:
         metrics["score_auc"] = ranking_auc(scores, ink >= 0.1)
     if isinstance(threshold := getattr(model.masking, "threshold", None), Difficulty):
         metrics["running_gain"] = threshold.running_gain
-    if patch_mask.logits is not None:
-        metrics["score_entropy"] = score_entropy(patch_mask.logits)
+    if learned is not None:
+        metrics["score_entropy"] = score_entropy(learned.score_logits)
     for name, masks in reference_masks(pixels, patch, seed, ink).items():
         metrics[f"error_{name}"] = error(masks)
     return {name: float(value) for name, value in metrics.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -36,14 +37,23 @@ def run_one(experiment: str, setting: Setting, seed: int, path: Path) -> str:
     )
 
 
-def workers(jobs: int) -> ProcessPoolExecutor:
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """That many processes, of which a run takes one, with one thread. They end with this one,
-    however it ends.
+    however it ends, and where the block raises, in the middle of their runs.
     """
+    before = active_children()
     # Started anew and not forked: torch's threads do not survive a fork.
-    return ProcessPoolExecutor(
+    with ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)
-    )
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in active_children():
+                if process not in before:
+                    process.kill()
+            raise
 
 
 def end_with(parent: int) -> None:
@@ -113,18 +123,12 @@ def run_all(
     print(f"{experiment}: {len(todo)} runs to do", flush=True)
     futures = {pool.submit(run_one, experiment, *run, path): run for run in todo}
     failed: list[Exception] = []
-    try:
-        for count, future in enumerate(as_completed(futures), 1):
-            try:
-                print(f"{count}/{len(todo)}  {future.result()}", flush=True)
-            except Exception as error:
-                setting, seed = futures[future]
-                print(f"{count}/{len(todo)}  {setting.strategy}, seed {seed} FAILED: {error}")
-                failed.append(error)
-    except BaseException:
-        for process in active_children():
-            process.kill()  # they would finish their runs
-        pool.shutdown(cancel_futures=True)
-        raise
+    for count, future in enumerate(as_completed(futures), 1):
+        try:
+            print(f"{count}/{len(todo)}  {future.result()}", flush=True)
+        except Exception as error:
+            setting, seed = futures[future]
+            print(f"{count}/{len(todo)}  {setting.strategy}, seed {seed} FAILED: {error}")
+            failed.append(error)
     if failed:
         raise failed[0]

@@ -24,7 +24,7 @@ ROUNDS = ((0, 1), (2, 3))
 UNPRUNED = 6  # trials, the first
 STRENGTHS = {name: value for name, value in settings.STRENGTHS.items() if name != "frozen"}
 STRENGTHS["warm-up"] = settings.WARM_UP
-ESTIMATORS = ("straight_through", "gumbel", "score_function", "ranking")
+ESTIMATORS = ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
 
 
 def first(recipe: Recipe) -> list[dict[str, Any]]:

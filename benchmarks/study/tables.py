@@ -34,11 +34,12 @@ def write_all(results: Path) -> None:
         "# The study in numbers",
         "",
         "Made by `python -m benchmarks.study tables` from the CSV files beside it; every number is "
-        "of small images and small encoders on a CPU, see `benchmarks/study`. Means over seeds, "
+        "of small images and small encoders, see `benchmarks/study`. Means over seeds, "
         "with the smallest and the largest in brackets. Settings are chosen on tuning seeds; "
-        "report seeds have other images, and the two are never put together. An interval is a "
-        "bootstrap 95 % interval of the mean difference by seed, p is of a paired t-test, "
-        "corrected by Holm over all rows of its table; neither is given for fewer than "
+        "report seeds have other images (of CIFAR-10 other test images), and the two are never "
+        "put together. An interval is a bootstrap 95 % interval of the mean difference by seed, "
+        "p is of a paired t-test, corrected by Holm over all rows of its table; neither is given "
+        "for fewer than "
         f"{ENOUGH} seeds.",
     ]
     for experiment in EXPERIMENTS:
@@ -83,10 +84,13 @@ def by_cell(rows: Sequence[Row], metric: str) -> dict[Cell, dict[int, float]]:
 
 def section(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
     """What the runs of one experiment on one data set, of one split, gave."""
-    recipe = json.loads(rows[0]["settings"])["recipe"]
+    recipes = [json.loads(row["settings"])["recipe"] for row in rows]
+    recipe = recipes[0]
+    epochs = sorted({one["epochs"] for one in recipes})
     lines = [
         f"{recipe['side']} x {recipe['side']} pixels, patches of {recipe['patch']}; encoder "
-        f"{recipe['width']} wide, {recipe['layers']} blocks; {recipe['epochs']} epochs, batches of "
+        f"{recipe['width']} wide, {recipe['layers']} blocks; "
+        f"{' to '.join(map(str, dict.fromkeys([epochs[0], epochs[-1]])))} epochs, batches of "
         f"{recipe['batch']}, lr {recipe['lr']:g}. {machines(rows)}.",
         "",
     ]

@@ -14,6 +14,8 @@ from amn_masking.strategies.ranked import RankedMasking
 class LeastVarianceMasking(RankedMasking):
     """Masks the patches whose pixels vary least: what is easy, without a network that learns it."""
 
-    def keys(self, images: Tensor, num_masked: int, generator: torch.Generator | None) -> Tensor:
+    def priorities(
+        self, images: Tensor, num_masked: int, generator: torch.Generator | None
+    ) -> Tensor:
         """Minus the variance of each patch, over its pixels and colours; ``(B, L)``."""
         return -patchify(images, self.patch_size).float().var(-1)

@@ -9,7 +9,7 @@ from lightly.models.utils import get_at_index, patchify, set_at_index
 from timm.models.vision_transformer import VisionTransformer
 from torchvision import datasets, transforms
 
-from amn_masking import AdversarialMasking, meters
+from amn_masking import AdversarialMasking, meters, patches
 from amn_masking.adapters.lightly import patch_error, token_mask
 
 
@@ -23,16 +23,16 @@ class MAE(pl.LightningModule):
         self.masking = AdversarialMasking(0.25, 8, network=dict(downsample=4), random_share=0.5)
 
     def forward(self, images, patch_mask):
-        keep, hide = token_mask(patch_mask, self.backbone)  # was random_token_mask
+        keep, hide = token_mask(patch_mask, self.backbone, images)  # was random_token_mask
         tokens = self.decoder.mask_token.repeat(len(images), self.decoder.sequence_length, 1)
         tokens = set_at_index(tokens, keep, self.backbone.encode(images, idx_keep=keep))
         pred = self.predict(get_at_index(self.decoder(tokens), hide))
-        return patch_error(pred, get_at_index(patchify(images, 8), hide - 1), hide, self.backbone)
+        target = get_at_index(patchify(images, 8), hide - 1)
+        return patch_error(pred, target, hide, patch_mask, self.backbone)
 
     def training_step(self, batch, _):
-        patch_mask = self.masking(batch[0])
-        error = self(batch[0], patch_mask)
-        self.log("loss", loss := meters.masked_mean(error, patch_mask.mask), prog_bar=True)
+        error = self(batch[0], patch_mask := self.masking(batch[0]))
+        self.log("loss", loss := patches.masked_mean(error, patch_mask.mask), prog_bar=True)
         return self.masking.total_loss(loss, error, patch_mask)
 
     def configure_optimizers(self):

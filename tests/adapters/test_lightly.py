@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import warnings
+
 import pytest
 import torch
 
@@ -17,9 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 
-from amn_masking import AdversarialMasking, PatchMask, RandomMasking
+from amn_masking import AdversarialMasking, PatchMask, RandomMasking, watch
 from amn_masking.adapters.lightly import bool_mask, patch_error, token_mask
 from amn_masking.patches import masked_mean
+from tests.conftest import ROOT
 from tests.helpers.draws import ragged
 
 
@@ -231,9 +238,9 @@ class SimMIM(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def fit(folder, model, max_steps, checkpoint=None, **options):
+def fit(folder, model, max_steps, checkpoint=None, batch=4, **options):
     pl.seed_everything(3)
-    loader = torch.utils.data.DataLoader(torch.randn(4, 3, 32, 32), 4)
+    loader = torch.utils.data.DataLoader(torch.randn(4, 3, 32, 32), batch)
     trainer = pl.Trainer(
         max_steps=max_steps,
         accelerator="cpu",
@@ -273,3 +280,172 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     fit(tmp_path, resumed, 8, tmp_path / "step=4.ckpt")
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+# --- what docs/lightly.md says about schedules: with one optimizer, and with two by hand
+
+
+class TwoOptimizers(SimMIM):
+    """Manual optimisation, an optimizer for each network: global_step counts both."""
+
+    def __init__(self, masking, recipe):
+        super().__init__(masking)
+        self.automatic_optimization = False
+        self.recipe, self.seen = recipe, []
+
+    def training_step(self, images, batch_idx):
+        self.recipe(self, batch_idx)
+        self.seen.append(self.masking.strength)
+        patch_mask = self.masking(images)
+        _, idx_mask = token_mask(patch_mask, self.backbone, images)
+        pred = self.predict(self.backbone.encode(images, idx_mask=idx_mask)[:, 1:])
+        error = (pred - utils.patchify(images, 8)).abs().mean(-1)
+        loss = self.masking.total_loss(masked_mean(error, patch_mask.mask), error, patch_mask)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        rest = [p for name, p in self.named_parameters() if "masking" not in name]
+        return [torch.optim.SGD(group, 0.1) for group in (rest, self.masking.parameters())]
+
+
+def recipes():
+    """The code of docs/lightly.md that calls set_progress, by what ends the training."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/lightly.md").read_text(), re.S)
+    first, second = (block for block in blocks if "set_progress" in block)
+    return dict(max_epochs=first, max_steps=second)
+
+
+@pytest.mark.parametrize(
+    ("end", "options"), [("max_epochs", dict(max_epochs=4, max_steps=-1)), ("max_steps", {})]
+)
+def test_a_schedule_goes_from_its_start_towards_its_end(tmp_path, end, options):
+    """4 epochs of 2 batches; the schedule's 0, 1/8, ..., 7/8."""
+
+    def recipe(self, batch_idx):
+        exec(recipes()[end], dict(self=self, batch_idx=batch_idx))
+
+    model = TwoOptimizers(adversarial(strength=dict(start=-1, end=1)), recipe)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*progress")
+        fit(tmp_path, model, **dict(max_steps=16, batch=2) | options)
+    assert model.global_step == 16
+    assert model.seen == [step / 4 - 1 for step in range(8)]
+
+
+def test_steps_counted_twice_end_at_the_schedule_s_end_with_a_warning(tmp_path):
+    def recipe(self, batch_idx):
+        self.masking.set_progress(self.global_step / self.trainer.estimated_stepping_batches)
+
+    model = TwoOptimizers(adversarial(strength=dict(start=-1, end=1)), recipe)
+    with pytest.warns(UserWarning, match=r"in \[0, 1\], got 1\.25: the nearest end") as told:
+        fit(tmp_path, model, max_steps=-1, max_epochs=4, batch=2)
+    assert sum("the nearest end is taken" in str(warning.message) for warning in told) == 1
+    assert model.seen == [-1, -0.5, 0, 0.5, 1, 1, 1, 1]
+
+
+# --- what would never train, or not the run that was meant
+
+
+def test_wrong_use_is_an_error_and_not_a_network_that_never_learns():
+    masking, images = adversarial(), torch.randn(2, 3, 32, 32)
+    error = torch.rand(2, 16, requires_grad=True)
+    with torch.no_grad():
+        patch_mask = masking(images)
+    with pytest.raises(ValueError, match=r"under torch\.no_grad\(\).*learn nothing"):
+        masking.total_loss(error.mean(), error, patch_mask)
+    with pytest.raises(TypeError, match=r"expected the PatchMask .* got Tensor"):
+        masking.total_loss(error.mean(), error, bool_mask(patch_mask, timm(), images))
+
+
+def test_a_network_that_is_not_in_the_optimizer_is_warned_of(tmp_path, monkeypatch):
+    class Forgotten(SimMIM):
+        def configure_optimizers(self):
+            return torch.optim.SGD([*self.backbone.parameters(), *self.predict.parameters()], 0.1)
+
+    monkeypatch.setattr(watch, "STEPS", 4)
+    with pytest.warns(UserWarning, match="weights have not moved in 4.*to the optimizer"):
+        fit(tmp_path, Forgotten(adversarial()), 5)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(threshold=dict(type="tracking")), dict(network=dict(channels=8))]
+)
+def test_a_run_of_another_strategy_is_not_resumed(tmp_path, options):
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_epochs=2, save_top_k=-1)
+    fit(tmp_path, SimMIM(adversarial()), 2, callbacks=[keep])
+    other = SimMIM(adversarial(random_share=0.25, **options))
+    with pytest.raises(RuntimeError, match=r"masking\.(threshold\.offset|network)"):
+        fit(tmp_path, other, 4, tmp_path / "step=2.ckpt")
+
+
+@pytest.mark.parametrize("of_pixels", [False, True])
+def test_patches_without_data_do_not_matter(of_pixels):
+    """As docs/lightly.md says: NaN in them gives the same masks, losses and gradients as 7."""
+    got, valid = [], torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[0, 0] = valid[1, 2, 1] = False
+    pixels = valid.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    start = torch.randn(2, 3, 32, 32)
+    for filler in (float("nan"), 7.0):
+        model = SimMIM(adversarial())
+        torch.manual_seed(3)
+        images = start.masked_fill(~pixels[:, None], filler)
+        patch_mask = model.masking(images, valid=pixels if of_pixels else valid.flatten(1))
+        images = patch_mask.fill_invalid(images)
+        idx_keep, idx_mask = token_mask(patch_mask, model.backbone, images)
+        assert not (patch_mask.mask * ~valid.flatten(1)).any()
+        loss = model.backbone.encode(images, idx_keep=idx_keep).square().mean()
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        got.append([loss.detach(), idx_mask, *gradients])
+    for one, other in zip(*got, strict=True):
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, other)
+
+
+TWO_PROCESSES = """
+import sys, torch
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy
+from tests.adapters.test_lightly import SimMIM, adversarial
+pl.seed_everything(3)
+model = SimMIM(adversarial())
+ddp = DDPStrategy(find_unused_parameters=sys.argv[2] == "yes", process_group_backend="gloo")
+trainer = pl.Trainer(
+    max_steps=3, accelerator="cpu", devices=2, strategy=ddp, default_root_dir=sys.argv[1],
+    logger=False, enable_progress_bar=False, enable_model_summary=False,
+    enable_checkpointing=False,
+)
+trainer.fit(model, torch.utils.data.DataLoader(torch.randn(8, 3, 32, 32), 4))
+assert trainer.world_size == 2
+torch.save(model.state_dict(), f"{sys.argv[1]}/{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("find_unused", ["yes", "no"])
+def test_two_processes_need_to_look_for_unused_parameters(tmp_path, find_unused):
+    """The ViT's classifier head has no part in the loss; that is so without masking too."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*map(str, launcher), str(script), str(tmp_path), find_unused],
+        cwd=ROOT,
+        env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if find_unused == "no":
+        assert done.returncode != 0
+        assert "parameters that were not used in producing the loss" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+    first = "network.convolutions.0.weight"
+    assert not torch.equal(one[f"masking.{first}"], adversarial().state_dict()[first])

@@ -242,9 +242,9 @@ SUBTLE = (
     ),
     Break(
         "equal priorities stay in the grid's order",
-        CORE + "thresholds/base.py",
-        "tie_breaks(priorities, self.deterministic, self.generator)",
-        "tie_breaks(priorities, self.deterministic, self.generator).sort(1).values",
+        CORE + "noise.py",
+        "tie_breaks(values, grid, generator).argsort(1)",
+        "tie_breaks(values, grid, generator).sort(1).values.argsort(1)",
         "thresholds strategies laws",
     ),
     Break(
@@ -400,7 +400,7 @@ SUBTLE = (
     Break(
         "a network that is not trained goes unnoticed",
         CORE + "watch.py",
-        "elif strength and weight._version == self.version and self._unmoved(network):",
+        "elif weight._version == self.version and self._unmoved(weight):",
         "elif False:",
         "test_watch.py strategies",
     ),

@@ -131,7 +131,10 @@ BROKEN = {
     "padding seen": ("free counts", (reference_mae, "hidden_from_attention", nothing)),
     "padding decoded": ("free counts", (reference_mae, "mask_tokens_in_padding", nothing)),
     "class token hidden": ("free counts", (padding, "attention_mask", hides_the_class_token)),
-    "gate left open": ("gate", other_mask(lambda x, m: replace(m, learned=replace(m.learned, gate=False)))),
+    "gate left open": (
+        "gate",
+        other_mask(lambda x, m: replace(m, learned=replace(m.learned, gate=False))),
+    ),
     "gate not reversed": (
         "gate",
         (adversarial, "reverse_gradient", lambda z, s: z.detach() - abs(s) * (z - z.detach())),

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking
-from amn_masking.estimators import ESTIMATORS, Gumbel, Ranking, ScoreFunction, StraightThrough
+from amn_masking.estimators import (
+    ESTIMATORS,
+    Gumbel,
+    Inclusion,
+    Ranking,
+    ScoreFunction,
+    StraightThrough,
+)
 from amn_masking.noise import gumbel
 from tests.helpers import draws
 from tests.helpers.selections import selected
@@ -58,14 +65,22 @@ def test_through_the_strategy_in_every_precision(name, case, seed, dtype, free):
     assert ((masked >= 1) & (masked < patch_mask.num_patches)).all()
 
 
-@pytest.mark.parametrize("estimator", [StraightThrough(), Gumbel()])
-def test_the_threshold_gets_no_gradient_from_a_straight_through(estimator):
-    """With a free count tau is made from the scores; sg(tau) keeps each patch to itself."""
-    logits, _, _, patch_mask = selected(estimator, free=True)
-    patch_mask.learned.surrogate[0, 0].backward()
-    assert logits.grad[0, 0] != 0
-    assert not logits.grad[0, 1:].any()
-    assert not logits.grad[1:].any()
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("estimator", [StraightThrough(), Gumbel(), Inclusion(), Ranking()])
+@given(seed=draws.seeds)
+def test_gradients_sum_to_0_over_each_image_s_valid_patches(estimator, free, seed):
+    """Else all logits of an image move together, until the scores are all 0 or all 1."""
+    valid = torch.ones(3, 6, dtype=torch.bool)
+    valid[1, 2] = False
+    logits, _, _, patch_mask = selected(estimator, free, seed=seed, valid=valid)
+    weight = torch.rand(3, 6, dtype=torch.float64)
+    objective = patch_mask.learned.objective(weight)
+    grads = [torch.autograd.grad(objective, logits, retain_graph=True)[0]]
+    if estimator.differentiable:
+        grads += torch.autograd.grad((patch_mask.learned.surrogate * weight).sum(), logits)
+    for grad in grads:
+        assert grad.sum(1).abs().max() < 1e-9
+        assert grad[1, 2] == 0
 
 
 @pytest.mark.parametrize("estimator", [StraightThrough(), Gumbel(), ScoreFunction()])
@@ -91,6 +106,38 @@ def test_the_objective_is_the_advantage_times_the_surrogate(estimator):
     assert torch.allclose(got, expected)
 
 
+@pytest.mark.parametrize("estimator", [StraightThrough(), Gumbel(), ScoreFunction(), Ranking()])
+def test_each_image_counts_alike_whatever_its_number_of_masked_patches(estimator):
+    """With free counts: the slow mean over the images, each over its own K, made one by one."""
+    logits, _, _, patch_mask = selected(estimator, free=True, batch=5, length=12)
+    counts = patch_mask.mask.sum(1)
+    assert len(counts.unique()) > 2
+    error = torch.rand(5, 12, dtype=torch.float64)
+    objective = patch_mask.learned.objective(error)
+    (got,) = torch.autograd.grad(objective, logits, retain_graph=True)
+    expected = torch.zeros_like(logits)
+    means = [error[i][patch_mask.mask[i] > 0].mean() for i in range(5)]
+    surrogate = patch_mask.learned.surrogate
+    for row in range(5):
+        chosen = patch_mask.mask[row].nonzero().flatten().tolist()
+        value = 0.0
+        if isinstance(estimator, Ranking):
+            pairs = [(i, j) for i in chosen for j in chosen if error[row, i] > error[row, j]]
+            for i, j in pairs:
+                value = value + (logits[row, i] - logits[row, j]).sigmoid().log() / len(pairs)
+        else:
+            own = isinstance(estimator, ScoreFunction)
+            others = [means[i] for i in range(5) if i != row]
+            baseline = sum(others) / 4 if own else means[row]
+            for patch in chosen:
+                advantage = error[row, patch] - baseline
+                value = value + advantage * surrogate[row, patch] / len(chosen)
+        (gradient,) = torch.autograd.grad(value, logits, retain_graph=True)
+        expected += gradient / 5
+    torch.testing.assert_close(got, expected)
+    assert got.abs().max() > 0
+
+
 @pytest.mark.parametrize("free", [False, True])
 def test_without_noise_the_priorities_are_the_logits(free):
     logits = torch.randn(2, 5, requires_grad=True)
@@ -110,7 +157,7 @@ def test_noise_scales():
 
 
 def test_errors_carry_no_gradient_into_the_objective():
-    for estimator in (StraightThrough(), ScoreFunction(), Ranking()):
+    for estimator in (StraightThrough(), ScoreFunction(), Ranking(), Inclusion()):
         _, _, _, patch_mask = selected(estimator)
         error = torch.rand(3, 6, dtype=torch.float64, requires_grad=True)
         patch_mask.learned.objective(error).backward()
@@ -122,6 +169,7 @@ def test_errors_carry_no_gradient_into_the_objective():
     [
         (lambda: StraightThrough(noise=-1), "cannot be negative, got -1"),
         (lambda: Ranking(noise=float("nan")), "cannot be negative"),
+        (lambda: Inclusion(floor=0), r"floor is a probability in \(0, 1\), got 0"),
         (lambda: Gumbel(temperature=0), "temperature must be positive, got 0"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from amn_masking import PatchMask
 from amn_masking.estimators import ScoreFunction
 from amn_masking.estimators.score_function import log_bernoulli, log_plackett_luce
 from amn_masking.patches import image_means
@@ -17,7 +19,7 @@ from benchmarks.enumeration import (
     plackett_luce_gradient,
     sampled_gradients,
 )
-from tests.helpers.selections import choose, selected
+from tests.helpers.selections import choose, learn, selected
 
 BATCH = 2  # where a baseline that holds the image's own reward would do most harm
 
@@ -48,8 +50,8 @@ def batches(estimator, threshold, ratio, reward, count, seed=0):
 class OwnReward(ScoreFunction):
     """Biased on purpose: the baseline is the batch mean, the image's own reward included."""
 
-    def baseline(self, reward, mask):
-        return image_means(reward, mask).mean(0, keepdim=True)
+    def baseline(self, reward, learned):
+        return image_means(reward, learned.chosen.mask).mean(0, keepdim=True)
 
 
 def test_all_70_masks_are_enumerated():
@@ -102,7 +104,7 @@ def test_log_probability_is_plackett_luce_s():
     logits = torch.randn(3, 6, dtype=torch.float64)
     keys = logits + torch.randn(3, 6, dtype=torch.float64)
     selection = choose(Quantile(), keys, logits.sigmoid(), (2, 3), 0.5)
-    got = log_plackett_luce(logits, selection)
+    got = log_plackett_luce(logits, keys, selection)
     for row in range(3):
         left = list(range(6))
         expected = 1.0
@@ -121,7 +123,8 @@ def test_probabilities_of_all_orders_sum_to_one():
     for order in permutations(range(5), 2):
         keys = torch.zeros(1, 5, dtype=torch.float64)
         keys[0, order[0]], keys[0, order[1]] = 2.0, 1.0
-        total += log_plackett_luce(logits, choose(Quantile(), keys, keys, (1, 5), 0.4)).exp().item()
+        selection = choose(Quantile(), keys, keys, (1, 5), 0.4)
+        total += log_plackett_luce(logits, keys, selection).exp().item()
     assert total == pytest.approx(1.0)
 
 
@@ -138,12 +141,12 @@ def test_patches_masked_at_random_are_no_draws():
     for patch in sorted(left, key=lambda patch: -keys[0, patch].item())[:2]:
         expected = expected * logits[0, patch].exp() / logits[0, left].exp().sum()
         left.remove(patch)
-    assert torch.allclose(log_plackett_luce(logits, selection).exp(), expected)
+    assert torch.allclose(log_plackett_luce(logits, keys, selection).exp(), expected)
 
 
 def test_one_image_has_no_others_to_compare_with():
-    error, mask = torch.rand(1, 4), torch.tensor([[1.0, 0, 1, 0]])
-    assert not ScoreFunction().baseline(error, mask).any()
+    learned = learn(PatchMask.from_mask(torch.tensor([[1.0, 0, 1, 0]]))).learned
+    assert not ScoreFunction().baseline(torch.rand(1, 4), learned).any()
 
 
 def test_log_bernoulli_is_the_product_over_the_patches():
@@ -167,9 +170,45 @@ def test_with_a_free_count_the_surrogate_is_bernoulli_s():
 @pytest.mark.parametrize("batch", [2, 3])
 def test_the_baseline_is_the_mean_reward_of_the_others(batch):
     error, mask = torch.rand(batch, 4), torch.tensor([[1.0, 0, 1, 0]]).expand(batch, -1)
-    baseline = ScoreFunction().baseline(error, mask)
+    learned = learn(PatchMask.from_mask(mask)).learned
+    baseline = ScoreFunction().baseline(error, learned)
     rewards = error[:, [0, 2]].mean(1)
     assert baseline.shape == (batch, 1)
     for row in range(batch):
         others = [rewards[other] for other in range(batch) if other != row]
         assert torch.allclose(baseline[row, 0], sum(others) / len(others))
+
+
+@pytest.mark.parametrize("batch", [8, 11])
+def test_in_larger_batches_it_is_the_line_through_the_others(batch):
+    """From the variance of the image's pixels to its reward, against numpy's least squares."""
+    generator = torch.Generator().manual_seed(batch)
+    error = torch.rand(batch, 4, generator=generator, dtype=torch.float64)
+    variance = torch.rand(batch, 1, generator=generator) + 0.1
+    mask = torch.tensor([[1.0, 0, 1, 0]]).expand(batch, -1)
+    learned = learn(PatchMask.from_mask(mask), variance=variance).learned
+    baseline = ScoreFunction().baseline(error, learned)
+    x, y = variance.flatten().double(), error[:, [0, 2]].mean(1)
+    for row in range(batch):
+        others = [other for other in range(batch) if other != row]
+        slope, level = np.polyfit(x[others], y[others], 1)
+        assert baseline[row].item() == pytest.approx(level + slope * x[row].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 1e4])
+def test_a_baseline_is_never_of_the_image_s_own_reward(outlier):
+    """Also where all images have one variance, or one of them has another by far."""
+    mask = torch.tensor([[1.0, 0, 1, 0]]).expand(9, -1)
+    variance = torch.ones(9, 1)
+    variance[3] += outlier
+    learned = learn(PatchMask.from_mask(mask), variance=variance).learned
+    error = torch.rand(9, 4, dtype=torch.float64)
+    before = ScoreFunction().baseline(error, learned)
+    assert (before >= -1).all()
+    assert (before <= 2).all()
+    for row in range(9):
+        changed = error.clone()
+        changed[row] += 1.0
+        after = ScoreFunction().baseline(changed, learned)
+        assert after[row].item() == pytest.approx(before[row].item(), abs=1e-6)
+        assert outlier or not torch.allclose(after, before)

@@ -54,6 +54,8 @@ def selected(estimator, free=False, batch=3, length=6, seed=0, **more):
         generator=generator,
         **more,
     )
-    surrogate = estimator.surrogate(logits, priorities, selection)
-    patch_mask: PatchMask = learn(selection.patch_mask, logits, surrogate, estimator.objective)
+    surrogate, chances = estimator.relax(logits, priorities, selection)
+    patch_mask: PatchMask = learn(
+        selection.patch_mask, logits, surrogate, estimator.objective, chances=chances
+    )
     return logits, priorities, selection, patch_mask

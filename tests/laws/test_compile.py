@@ -10,8 +10,18 @@ from amn_masking import AdversarialMasking, CombinedAdversarialLoss, RandomMaski
 from amn_masking.estimators import ESTIMATORS
 from amn_masking.estimators.score_function import log_bernoulli, log_plackett_luce
 from amn_masking.network import standardise_logits, to_logits
+from amn_masking.strategies import (
+    AttentionMasking,
+    BlockMasking,
+    ColorNoiseMasking,
+    HardPatchMasking,
+    OracleMasking,
+    RandomRatioMasking,
+    ShuffledMasking,
+)
 from amn_masking.strategies.adversarial import reverse_gradient
 from amn_masking.thresholds import Mean, Quantile
+from tests.helpers.pictures import SIDE, brightness
 from tests.helpers.selections import choose
 
 
@@ -62,13 +72,73 @@ def test_the_mask_path_compiles_without_a_graph_break(estimator, random_share):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+def two_parts(masking, images, target):
+    """Images to mask to loss, without the values of a network."""
+    patch_mask = masking(images)
+    loss = CombinedAdversarialLoss(lambda_adv=0.0)(target + 1, target, patch_mask)
+    return loss, patch_mask.mask, patch_mask.gather_visible(target)
+
+
+WHOLE = {
+    "random": lambda: RandomMasking(0.75, SIDE),
+    "block": lambda: BlockMasking(0.75, SIDE, min_patches=4),
+    "color noise": lambda: ColorNoiseMasking(0.75, SIDE),
+    "attention": lambda: AttentionMasking(0.75, SIDE, 0.3, brightness),
+    "oracle": lambda: OracleMasking(0.75, SIDE, brightness),
+    "hard patches": lambda: HardPatchMasking(0.75, SIDE, dict(channels=4)),
+    "adversarial": lambda: AdversarialMasking(0.75, SIDE, dict(channels=4), random_share=0.3),
+    "every option": lambda: AdversarialMasking(
+        0.75,
+        SIDE,
+        dict(channels=4, downsample=2, norm="group"),
+        reward="variance_normalised",
+        entropy_weight=0.1,
+        gate=True,
+    ),
+    "shuffled": lambda: ShuffledMasking(AdversarialMasking(0.75, SIDE, dict(channels=4))),
+}
+
+
 @pytest.mark.slow
-def test_random_masking_compiles_without_a_graph_break():
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_strategy_compiles_for_every_batch_size_without_a_graph_break(name, training):
+    """The last batch is smaller: the second size makes the batch symbolic, the third proves it."""
     torch._dynamo.reset()
-    images, target = torch.randn(2, 3, 24, 24), torch.randn(2, 36, 8)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    _, mask, _ = compiled(RandomMasking(0.75, 4), images, target + 1, target)
-    assert (mask.sum(1) == 27).all()
+    masking = WHOLE[name]().train(training)
+    compiled = torch.compile(two_parts, fullgraph=True, backend="aot_eager")
+    for batch in (4, 3, 2):
+        _, mask, visible = compiled(
+            masking, torch.randn(batch, 3, 24, 24), torch.randn(batch, 36, 8)
+        )
+        assert (mask.sum(1) == 27).all()
+        assert visible.shape == (batch, 9, 8)
+
+
+BREAKS = {  # they read a count back, so the graph breaks there, and only there
+    "random ratio": lambda: RandomRatioMasking(RandomMasking(0.5, SIDE), (0.25, 0.75)),
+    "mean": lambda: AdversarialMasking(
+        None, SIDE, dict(channels=4), dict(type="mean"), random_share=0.3
+    ),
+    "tracking": lambda: AdversarialMasking(0.5, SIDE, dict(channels=4), dict(type="tracking")),
+    "difficulty": lambda: AdversarialMasking(
+        0.5, SIDE, dict(channels=4), dict(type="difficulty"), random_share=0.3
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BREAKS)
+def test_free_counts_compile_for_every_batch_size_with_a_graph_break(name):
+    torch._dynamo.reset()
+    masking = BREAKS[name]()
+    compiled = torch.compile(two_parts, backend="aot_eager")
+    for batch in (4, 3, 2):
+        _, mask, visible = compiled(
+            masking, torch.randn(batch, 3, 24, 24), torch.randn(batch, 36, 8)
+        )
+        assert mask.shape == (batch, 36)
+        assert visible.shape[1] == int((1 - mask).sum(1).max())
 
 
 def test_exact_gradients_pass_gradcheck():
@@ -76,7 +146,7 @@ def test_exact_gradients_pass_gradcheck():
     logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     keys = torch.randn(2, 6, dtype=torch.float64)
     fixed = choose(Quantile(), keys, keys, (2, 3), 0.5)
-    assert gradcheck(lambda z: log_plackett_luce(z, fixed), logits)
+    assert gradcheck(lambda z: log_plackett_luce(z, keys, fixed), logits)
 
     def bernoulli(z):
         # keys: the mask stays as it is while z moves; tau moves with the scores of z.

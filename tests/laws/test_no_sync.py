@@ -1,6 +1,7 @@
 """A training step reads nothing back from the device: on fake CUDA tensors, which have no values,
-so that any read (``.item()``, ``bool()``, ``nonzero``) is an error and needs no GPU to show. The first
-step alone may: there a learning strategy looks at the images and at its scores, once.
+so that any read (``.item()``, ``bool()``, ``nonzero``) is an error and needs no GPU to show. The
+first step alone may: there a learning strategy looks at the images and at its scores, and the
+method proves that the mask is used, once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from amn_masking import AdversarialMasking
-from tests.helpers.small_mae import build
+from tests.helpers.small_mae import build, config
 
 FIXED_COUNTS = {
     "random": dict(type="RandomMasking"),
@@ -26,7 +27,7 @@ FIXED_COUNTS = {
         estimator: dict(
             type="AdversarialMasking", estimator=dict(type=estimator), random_share=0.25
         )
-        for estimator in ("straight_through", "gumbel", "score_function", "ranking")
+        for estimator in ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
     },
     "variance": dict(type="AdversarialMasking", reward="variance_normalised", entropy_weight=0.1),
 }
@@ -36,7 +37,7 @@ FREE_COUNTS = {
         threshold=dict(type=kind),
         random_share=0.25,
     )
-    for kind in ("mean", "tracking", "difficulty")
+    for kind in ("mean", "constant", "tracking", "difficulty")
 }
 
 
@@ -62,10 +63,13 @@ def step_without_values(masking, device: str, backward: bool = False, first: boo
     """The loss of a small MAE with weights and images that have shapes only, and the operations
     that left the device.
     """
-    model = build(masking=masking)
+    # A reward relative to the variance is refused for targets that are normalised already.
+    head = config()["head"] | dict(norm_pix="reward" not in masking)
+    model = build(masking=masking, head=head)
     for module in model.modules():
         if isinstance(module, AdversarialMasking):
             module.looked_at_images = not first
+    model.proved = True  # that the method uses its mask is seen in the first step, too
     with FakeTensorMode():
         for module in model.modules():
             for name, weight in module._parameters.items():

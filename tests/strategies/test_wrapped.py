@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -129,3 +130,21 @@ def test_patch_masks_are_not_changed_by_what_wraps_them():
     before = own.mask.clone()
     assert isinstance(ShuffledMasking(Replay(own))(images_of((4, 4), 3)), PatchMask)
     assert torch.equal(own.mask, before)
+
+
+def test_a_batch_of_one_image_keeps_its_mask_with_one_warning():
+    """The last batch of an epoch does not stop a run."""
+    inner, image = AdversarialMasking(0.5, SIDE), images_of((6, 6), 1)
+    strategy = ShuffledMasking(inner)
+    with pytest.warns(
+        UserWarning, match=r"batch of one image, which keeps its own.*drop_last=True"
+    ):
+        patch_mask = strategy(image, generator(0))
+    assert torch.equal(patch_mask.mask, inner(image, generator(0)).mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        strategy(image)
+        strategy(images_of((6, 6), 2))
+    error = brightness(image).exp()
+    strategy.total_loss(torch.zeros(()), error, patch_mask).backward()
+    assert inner.network.convolutions[0].weight.grad.any()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking
 from amn_masking.thresholds import Difficulty
+from tests.conftest import ROOT
 from tests.helpers import draws
 from tests.helpers.selections import choose
 
@@ -207,3 +212,49 @@ def test_it_asks_for_patches_drawn_at_random(share):
     selection = see(threshold, 0.5, torch.randn(2, LENGTH), random_share=0.0)
     with pytest.raises(ValueError, match=r"expected random_share > 0 all the time"):
         threshold.observe(torch.rand(2, LENGTH), selection.patch_mask, None)
+
+
+def test_ranks_agree_and_do_what_one_process_does_with_all_of_their_images(tmp_path):
+    """Two real processes; difficulty and number of images differ between them."""
+    code = """
+        import sys, torch, torch.distributed as dist
+        from amn_masking import PatchMask
+        from amn_masking.thresholds import Difficulty
+        rank, meeting = int(sys.argv[1]), sys.argv[2]
+        if meeting != "alone":
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+        threshold = Difficulty(1.3)
+        threshold.ratio.fill_(0.5)
+        states = []
+        for step in range(20):
+            generator = torch.Generator().manual_seed(step)
+            z = torch.randn(8, 64, generator=generator)
+            noise = torch.rand(8, 64, generator=generator)
+            # The masks are given, so that only what is heard of them differs between ranks.
+            mask = z + noise > 0.6
+            drawn = mask & (noise < 0.4)
+            error = torch.exp(z) * torch.arange(1, 9)[:, None]
+            rows = slice(0, 8) if meeting == "alone" else slice(0, 3) if rank == 0 else slice(3, 8)
+            chosen = PatchMask.from_mask(mask[rows], (8, 8))
+            threshold.observe(error[rows], chosen, drawn[rows])
+            states.append([threshold.ratio.item(), *threshold.errors.flatten().tolist()])
+        print(states, flush=True)
+        if meeting != "alone":
+            dist.destroy_process_group()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    runs = [
+        ("0", f"file://{tmp_path}/meeting"),
+        ("1", f"file://{tmp_path}/meeting"),
+        ("0", "alone"),
+    ]
+    processes = [
+        subprocess.Popen([*command, *run], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for run in runs
+    ]
+    printed = [ast.literal_eval(process.communicate(timeout=120)[0]) for process in processes]
+    one, two, alone = printed
+    assert one == two
+    assert len({tuple(state) for state in one}) == 20
+    for state, expected in zip(one, alone, strict=True):
+        assert state == pytest.approx(expected, abs=2e-5)

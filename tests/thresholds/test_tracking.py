@@ -156,7 +156,7 @@ def test_eval_does_not_move_it_and_a_checkpoint_keeps_it():
     run(threshold, 0.6, normal, generator, 20)
     state = threshold.state_dict()
     state = {name: value.clone() for name, value in state.items()}
-    assert set(state) == {"offset", "level"}
+    assert set(state) == {"offset", "level", "eval_offset", "eval_level"}
     run(threshold.eval(), 0.6, skewed, generator, 5)
     assert torch.equal(threshold.state_dict()["offset"], state["offset"])
     other = Tracking()
@@ -170,7 +170,8 @@ def test_eval_does_not_move_it_and_a_checkpoint_keeps_it():
 
 def test_in_eval_tau_is_the_mean_plus_the_offset():
     threshold = Tracking(ratio_range=(0, 1)).eval()
-    threshold.offset.fill_(0.1)
+    threshold.eval_offset.fill_(0.1)
+    threshold.eval_level.fill_(0.6)
     scores = torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(0)) * 0.98 + 0.01
     mask = see(threshold, scores).patch_mask.mask
     assert torch.equal(mask.bool(), scores > scores.mean(1, keepdim=True) + 0.1)

@@ -66,7 +66,7 @@ def masked_forward(
     config = vit_mae.config
     size = patch_size(config)
     if isinstance(masking, MaskingStrategy):
-        masking.require(NAME, size, EQUAL_COUNTS, NO_GATE)
+        masking.require(NAME, size, EQUAL_COUNTS, NO_GATE, config.norm_pix_loss)
     side = vit_mae.vit.embeddings.patch_embeddings.image_size
     any_size = kwargs.get("interpolate_pos_encoding")
     own_grid = None if any_size else (side[0] // size[0], side[1] // size[1])

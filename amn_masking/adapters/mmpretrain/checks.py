@@ -69,6 +69,7 @@ class MaskableMethod(BaseSelfSupervisor):
             no_gate=""
             if self.takes_gate()
             else "takes its mask as ids or as a plain tensor, through which no gradient flows",
+            normalised_targets=bool(getattr(self.head, "norm_pix", False)),
         )
         if masking.own_loss and isinstance(self.loss_module, CombinedAdversarialLoss):
             raise ValueError(

@@ -92,6 +92,7 @@ class MaskedAutoencoder(nn.Module):
             self.patch_size,
             equal_counts=EQUAL_COUNTS if units else "",
             no_gate=NO_GATE if units else "",
+            normalised_targets=norm_pix,
         )
         if decoder_dim % 4 or decoder_dim % decoder_heads:
             raise ValueError(

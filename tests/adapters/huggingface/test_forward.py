@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 pytest.importorskip("transformers", reason="needs the extra 'huggingface'")
 
@@ -97,3 +98,25 @@ def test_patches_without_data_do_not_matter(norm_pix_loss, of_pixels):
     for one, other in zip(*got, strict=True):
         assert torch.isfinite(one).all()
         assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_compiled_with_batches_of_several_sizes():
+    """No graph break where sizes become symbols, which would go back to eager without a word."""
+    torch._dynamo.reset()
+    counters.clear()
+    masking = adversarial(estimator=dict(type="straight_through", noise=0))
+    model = build(masking)
+    compiled = torch.compile(model, backend="aot_eager")
+    for batch in (4, 2, 3, 5):
+        got = []
+        for each in (model, compiled):
+            model.zero_grad()
+            done = masked_forward(each, pictures(batch), masking)
+            done.outputs.loss.backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            got.append([done.outputs.loss.detach(), done.patch_mask.mask, *gradients])
+        for one, other in zip(*got, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert not counters["graph_break"]
+    assert counters["frames"]["ok"] == counters["frames"]["total"]

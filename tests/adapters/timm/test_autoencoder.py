@@ -174,7 +174,7 @@ def test_wrong_use_is_an_error_and_not_a_network_that_never_learns():
     error = mae.error_under(images, patch_mask)
     with pytest.raises(ValueError, match=r"under torch\.no_grad\(\).*learn nothing"):
         mae.masking.total_loss(error.mean(), error, patch_mask)
-    with pytest.raises(TypeError, match="expected the PatchMask .* got Tensor"):
+    with pytest.raises(TypeError, match=r"expected the PatchMask .* got Tensor"):
         mae.masking.total_loss(error.mean(), error, patch_mask.mask)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,31 @@ def test_a_killed_study_goes_on_and_has_each_run_once(tmp_path):
     assert store.read(path) == rows
     assert study("tables", "--results", str(tmp_path)).wait(timeout=200) == 0
     assert f"{float(rows[1]['probe']):.3f}" in (tmp_path / "study.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_workers_end_with_a_study_that_is_killed_in_the_middle_of_a_run(name):
+    script = (
+        "import os, time; from benchmarks.study import pool\n"
+        "if __name__ == '__main__':\n"
+        "    with pool.workers(2) as workers:\n"
+        "        print(workers.submit(os.getpid).result(), flush=True)\n"
+        "        workers.submit(time.sleep, 300).result()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    worker = int(process.stdout.readline())
+    assert Path(f"/proc/{worker}").exists()
+    time.sleep(0.5)
+    process.send_signal(getattr(signal, name))  # to the parent alone
+    assert process.wait(timeout=20) != 0
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()
 
 
 def test_one_run_twice_has_the_same_numbers_whatever_ran_before():

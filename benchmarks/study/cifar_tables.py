@@ -1,0 +1,196 @@
+"""The tables and the figure of docs/results/cifar.md, from the CSV files of the runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.study.cifar_arms import CHOSEN, GPU, RATIOS
+from benchmarks.study.evidence import fill, mean, rows_of
+from benchmarks.study.figures import differences
+from benchmarks.study.stats import compare, holm
+from benchmarks.study.store import Row
+from benchmarks.study.tables import Cell, by_cell, cell, interval, label, line
+
+STOCK: Cell = ("random", 0.75)
+OTHERS = {
+    "knn": "10-NN", "finetune": "fine-tune", "probe_1_percent": "1 %", "probe_10_percent": "10 %",
+    "probe_noise": "noise", "probe_blur": "blur", "probe_contrast": "contrast",
+    "probe_jpeg": "JPEG", "probe_occluded": "occluded",
+}  # fmt: skip
+
+
+def write_cifar(results: Path) -> None:
+    """Make the page's tables and its figure anew; where there is no page yet, nothing."""
+    page = results / "cifar.md"
+    if not page.exists():
+        return
+    fill(page, results, TABLES)
+    probe = by_cell(report(results), "probe")
+    if STOCK in probe:
+        shown = {
+            " at ".join(label(one)): compare(probe[one], probe[STOCK]).differences
+            for one in ordered(probe)
+            if one[0] != "oracle"  # so far below that the others could not be told apart
+        }
+        differences(
+            shown, "linear probe less that of random masks at 0.75, equal FLOPs",
+            results / "study_cifar_differences.png",
+        )  # fmt: skip
+
+
+def report(results: Path) -> list[Row]:
+    return rows_of(results, "cifar", "report", GPU.data)
+
+
+def ordered(values: Mapping[Cell, Mapping[int, float]]) -> list[Cell]:
+    """The cells with a seed that random masks have too, the best first by the difference."""
+    cells = [one for one in values if set(values[one]) & set(values[STOCK])]
+    return sorted(cells, key=lambda one: -compare(values[one], values[STOCK]).mean)
+
+
+def epochs_of(row: Row) -> int:
+    epochs: int = json.loads(row["settings"])["recipe"]["epochs"]
+    return epochs
+
+
+def lengths(results: Path) -> list[str]:
+    """The baselines, and random masks at 0.75 for half, all and twice the epochs."""
+    rows = rows_of(results, "cifar_lengths", "report", GPU.data)
+    rows += [row for row in report(results) if cell(row) == STOCK]
+    metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune", "probe_1_percent": "1 %"}
+    values = {metric: by_cell(rows, metric) for metric in metrics}
+    trained = {cell(row): epochs_of(row) for row in rows if json.loads(row["settings"])["masking"]}
+    lines = [line("encoder", "epochs", "n", *metrics.values()), line(*["---"] * (3 + len(metrics)))]
+    for one in sorted(values["probe"], key=lambda one: trained.get(one, 0)):
+        numbers = [mean(values[metric].get(one)) for metric in metrics]
+        lines.append(line(one[0], trained.get(one, ""), len(values["probe"][one]), *numbers))
+    return lines
+
+
+def tuning(results: Path) -> list[str]:
+    """Probe by ratio at equal FLOPs, on tuning seeds."""
+    rows = rows_of(results, "cifar_tuning", "tune", GPU.data)
+    probe = by_cell(rows, "probe")
+    seeds = sorted({len(values) for values in probe.values()})
+    lines = [
+        f"Means of {' or '.join(map(str, seeds))} seeds.", "",
+        line("masks", *(f"{ratio:g}" for ratio in RATIOS)), line(*["---"] * (1 + len(RATIOS))),
+    ]  # fmt: skip
+    for name in dict.fromkeys(name for name, _ in probe):
+        lines.append(line(name, *(mean(probe.get((name, ratio))) for ratio in RATIOS)))
+    return lines
+
+
+def recipes(results: Path) -> list[str]:
+    """Learning rates and targets, on a tuning seed."""
+    probe = by_cell(rows_of(results, "cifar_recipe", "tune", GPU.data), "probe")
+    lines = [line("masks", "0.5", "0.75"), line("---", "---", "---")]
+    for name in dict.fromkeys(name for name, _ in probe):
+        lines.append(line(name, *(mean(probe.get((name, ratio))) for ratio in (0.5, 0.75))))
+    return lines
+
+
+def main_table(results: Path) -> list[str]:
+    """Every strategy beside random masks at 0.75, at equal FLOPs."""
+    rows = report(results)
+    probe = by_cell(rows, "probe")
+    epochs = {cell(row): epochs_of(row) for row in rows}
+    cells = ordered(probe)
+    references = [STOCK]
+    if (best := ("random", CHOSEN["random"])) != STOCK:
+        references.append(best)
+    columns = [
+        text for one in references for text in (f"less random {one[1]:g}", "95 %, or by seed", "p")
+    ]
+    lines = [
+        line("masks", "ratio", "epochs", "n", "probe", *columns),
+        line(*["---"] * (5 + len(columns))),
+    ]
+    compared = {one: beside(probe, cells, one) for one in references}
+    for one in cells:
+        texts = [text for reference in references for text in compared[reference][one]]
+        lines.append(line(*label(one), epochs[one], len(probe[one]), f"{mean(probe[one])}", *texts))
+    return lines
+
+
+def beside(
+    probe: Mapping[Cell, dict[int, float]], cells: Sequence[Cell], reference: Cell
+) -> dict[Cell, list[str]]:
+    """By cell the difference, its interval, or its range where seeds are too few for one, and its p
+    by Holm over the cells.
+    """
+    found = {one: compare(probe[one], probe[reference]) for one in cells if one != reference}
+    corrected = holm([comparison.p for comparison in found.values()])
+    texts = {reference: ["", "", ""]}
+    for (one, comparison), p in zip(found.items(), corrected, strict=True):
+        shown = "" if np.isnan(p) else f"{p:.3f}"
+        texts[one] = [f"{comparison.mean:+.3f}", interval(comparison), shown]
+    return texts
+
+
+PAIRS: tuple[tuple[Cell, Cell], ...] = (
+    *((("adversarial", ratio), ("random", ratio)) for ratio in RATIOS),
+    (("shuffled", 0.5), ("random", 0.5)),
+    (("shuffled", 0.5), ("adversarial", 0.5)),
+    (("predicted, learned", 0.25), ("predicted, random", 0.25)),
+)
+
+
+def same_price(results: Path) -> list[str]:
+    """Pairs of one ratio and of nearly one price: they differ in what is masked or predicted."""
+    probe = by_cell(report(results), "probe")
+    lines = [
+        line("masks", "less", "n", "difference of the probe", "95 %, or by seed"),
+        line(*["---"] * 5),
+    ]
+    for one, other in PAIRS:
+        if one in probe and other in probe:
+            found = compare(probe[one], probe[other])
+            names = (" at ".join(label(cell)) for cell in (one, other))
+            count = len(found.differences)
+            lines.append(line(*names, count, f"{found.mean:+.3f}", interval(found)))
+    return lines
+
+
+def other_measures(results: Path) -> list[str]:
+    """Means of the other measures; in bold those above random masks' on every seed of three or
+    more.
+    """
+    rows = report(results)
+    values = {metric: by_cell(rows, metric) for metric in OTHERS}
+    lines = [line("masks", "ratio", *OTHERS.values()), line(*["---"] * (2 + len(OTHERS)))]
+    for one in ordered(by_cell(rows, "probe")):
+        texts = []
+        for metric in OTHERS:
+            found = compare(values[metric][one], values[metric][STOCK]).differences
+            text = mean(values[metric][one])
+            texts.append(f"**{text}**" if len(found) >= 3 and min(found) > 0 else text)
+        lines.append(line(*label(one), *texts))
+    return lines
+
+
+def masks(results: Path) -> list[str]:
+    """What the masks are like at the end of training, on test images."""
+    rows = report(results)
+    names = {
+        "adversarial_gain": "gain", "position_entropy": "position entropy",
+        "mask_distance": "distance", "score_entropy": "score entropy",
+        "error_random_0.75": "error under random masks at 0.75",
+    }  # fmt: skip
+    values = {metric: by_cell(rows, metric) for metric in names}
+    lines = [line("masks", "ratio", *names.values()), line(*["---"] * (2 + len(names)))]
+    for one in ordered(by_cell(rows, "probe")):
+        if not one[0].startswith("predicted"):  # their errors are of other tasks
+            lines.append(line(*label(one), *(mean(values[metric].get(one)) for metric in names)))
+    return lines
+
+
+TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
+    "lengths": lengths, "recipes": recipes, "tuning": tuning, "main": main_table,
+    "same": same_price,
+    "others": other_measures, "masks": masks,
+}  # fmt: skip
