@@ -318,7 +318,8 @@ def table(rows: list[dict[str, str]]) -> str:
     for label in SMALL:
         mine = {row["stack"]: row for row in rows if row["method"] == label}
         columns = (*CHECKS, *MEASURED)
-        checks = [" / ".join(mine[s][c] if s in mine else "-" for s in stacks) for c in columns]
+        # A dash: not measured on that stack yet.
+        checks = [" / ".join(mine.get(s, {}).get(c) or "-" for s in stacks) for c in columns]
         facts = next(iter(mine.values()))
         lines.append("| " + " | ".join([label, *checks, *(facts[k] for k in SUPPORT)]) + " |")
     return "\n".join(lines) + "\n"

@@ -56,7 +56,7 @@ class RandomStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
-        if loader.num_workers:
+        if getattr(loader, "num_workers", 0):  # a stand-in for a loader has none
             loader.worker_init_fn = partial(seed_worker, loader.worker_init_fn, get_rank())
         # Not in after_load_checkpoint: the Runner seeds anew after it. And a run that only takes
         # over weights, by load_from, begins at 0 and with its own numbers.
