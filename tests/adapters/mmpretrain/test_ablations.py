@@ -52,15 +52,14 @@ def test_no_masks_on_a_shipped_config(photos_config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mae_amn_vit-tiny_photos", "mae_amn_vit-b"])
-def test_mmpretrain_s_tool_draws_the_learning_rates_of_a_shipped_config(name, tmp_path):
+def test_mmpretrain_s_tool_draws_the_learning_rates_of_a_shipped_config(tmp_path):
+    """The photographs'; the others' mixed precision asks for an accelerator."""
+    name = "mae_amn_vit-tiny_photos"
     tool = Path(mmpretrain.__file__).parent / ".mim/tools/visualization/vis_scheduler.py"
     picture = tmp_path / "lr.png"
-    wrapper = ["optim_wrapper.type=OptimWrapper"] if name == "mae_amn_vit-b" else []
     command = [
         sys.executable, tool, ROOT / f"configs/mmpretrain/{name}.py", "--not-show", "-d", "64",
         "--ngpus", "1", "--save-path", picture,
-        *(["--cfg-options", *wrapper] if wrapper else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
