@@ -48,8 +48,8 @@ SUBTLE = (
     Break(
         "from_mask takes 1 for visible",
         CORE + "mask.py",
-        "ids_shuffle = torch.argsort(hard, dim=1, stable=True)",
-        "ids_shuffle = torch.argsort(hard, dim=1, stable=True, descending=True)",
+        "return cls.in_order(hard.bool(), num_visible, grid, visible_counts)",
+        "return cls.in_order(~hard.bool(), num_visible, grid, visible_counts)",
         "test_mask.py",
     ),
     Break(
@@ -242,9 +242,9 @@ SUBTLE = (
     ),
     Break(
         "equal priorities stay in the grid's order",
-        CORE + "noise.py",
-        "tie_breaks(values, grid, generator).argsort(1)",
-        "tie_breaks(values, grid, generator).sort(1).values.argsort(1)",
+        CORE + "thresholds/base.py",
+        "return (ascending << 24) + (ties * (1 << 24)).long()",
+        "return (ascending << 24) + torch.arange(self.length, device=ties.device)",
         "thresholds strategies laws",
     ),
     Break(
@@ -286,8 +286,8 @@ SUBTLE = (
     Break(
         "the leave-one-out baseline holds the image's own reward",
         CORE + "estimators/score_function.py",
-        "return (rewards.sum(0, keepdim=True) - rewards) / others",
-        "return rewards.mean(0, keepdim=True).expand_as(rewards)",
+        "return (values.sum(0, keepdim=True) - values) / max(len(values) - 1, 1)",
+        "return values.mean(0, keepdim=True).expand_as(values)",
         ESTIMATORS,
     ),
     Break(
@@ -343,8 +343,8 @@ SUBTLE = (
     Break(
         "attention's hints are drawn from all patches",
         CORE + "strategies/attention.py",
-        "noise.masked_fill(~top, 2.0)",
-        "noise",
+        "        noise = noise.masked_fill(chosen.patch_mask.mask == 0, 2.0)\n",
+        "",
         "strategies",
     ),
     Break(
