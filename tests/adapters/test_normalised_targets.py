@@ -1,5 +1,5 @@
-"""``reward='variance_normalised'`` is refused by every adapter where targets are normalised patch by
-patch, and by none where they are not.
+"""``reward='variance_normalised'`` is refused by every adapter where targets are normalised patch
+by patch, and by none where they are not.
 """
 
 from __future__ import annotations
