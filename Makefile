@@ -1,7 +1,7 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples study-tables study-smoke lint
+.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples study-tables study-smoke lint recipes
 
 EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev
 PYTHON_ENV := .venv/bin/python
@@ -59,6 +59,10 @@ estimators: env
 methods: env env-forks
 	$(PYTHON_ENV) -m tests.methods.matrix
 	.venv-onedl/bin/python -m tests.methods.matrix
+
+# Before a release: every masked-image pre-training config of mmpretrain at its true size, one step.
+recipes: env
+	$(PYTHON_ENV) -m tests.methods.shipped_recipes
 
 # Every adapter against every law of the contract: docs/results/adapters.md.
 adapters: env

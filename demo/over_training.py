@@ -90,9 +90,9 @@ class Watch(Hook):
         patch_mask = model.make_mask(normalised)
         model.train()
         torch.set_rng_state(state)
-        scores = patch_mask.score_map
-        if scores is not None:
-            scores = F.adaptive_avg_pool2d(scores, patch_mask.grid)[:, 0]
+        scores = None
+        if patch_mask.learned is not None:
+            scores = F.adaptive_avg_pool2d(patch_mask.learned.score_map, patch_mask.grid)[:, 0]
         self.seen[iteration] = scores, patch_mask.apply(self.pictures, 128.0)
 
 

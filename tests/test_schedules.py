@@ -159,3 +159,4 @@ def test_beyond_the_training_the_nearest_end_counts_with_a_warning(progress, str
     with pytest.warns(UserWarning, match=rf"in \[0, 1\], got {progress}: the nearest end"):
         masking.set_progress(progress)
     assert masking.strength == strength
+    assert masking.progress[0] == (progress > 0)

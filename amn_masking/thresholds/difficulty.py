@@ -77,11 +77,16 @@ class Difficulty(Tracking):
         ratio = torch.where((self.ratio > 0) & (not anew), self.ratio, first)
         if self.training:
             self.begin = first
-            with torch.no_grad():
-                if anew:  # what tracking would have to find out otherwise
-                    self.level.copy_((self.level + ratio - self.ratio).clamp(1e-6, 1.0))
-                self.ratio.copy_(ratio)
+            if anew:
+                self._shift(ratio)
+            self.ratio.copy_(ratio)
         return ratio
+
+    def _shift(self, ratio: Tensor) -> None:
+        """Go on from another ratio, with levels that tracking would have to find out otherwise."""
+        for level in (self.level, self.eval_level):
+            level.copy_((level + ratio - self.ratio).clamp(1e-6, 1.0))
+        self.ratio.copy_(ratio)
 
     def check(self, schedules: Mapping[str, Schedule]) -> None:
         share = schedules["random_share"]
@@ -132,11 +137,7 @@ class Difficulty(Tracking):
         missed = torch.where(missed.isfinite(), missed.clamp(-1, 1), 0.0)
         step = math.copysign(RATIO_RATE * self.rate, math.log(self.target_gain)) * missed
         low, high = self.ratio_range
-        ratio = (self.ratio + step).clamp(low, high)
-        # What tracking would have to find out otherwise.
-        for level in (self.level, self.eval_level):
-            level.copy_((level + ratio - self.ratio).clamp(1e-6, 1.0))
-        self.ratio.copy_(ratio)
+        self._shift((self.ratio + step).clamp(low, high))
 
     def extra_repr(self) -> str:
         return f"target_gain={self.target_gain}, {super().extra_repr()}"

@@ -1,6 +1,4 @@
-"""``reward='variance_normalised'`` is refused by every adapter where targets are normalised patch
-by patch, and by none where they are not.
-"""
+"""Relative rewards are refused where each target patch is normalised: one law for every host."""
 
 from __future__ import annotations
 

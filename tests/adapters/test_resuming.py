@@ -39,13 +39,13 @@ def test_the_same_weights_are_no_difference():
         (
             state(learned()),
             state(learned(**TRACKING)),
-            r"weights, got 2 missing in the file \(masking\.threshold\.level, masking\.threshold\."
-            r"offset\)\. The file comes from a run with another threshold$",
+            r"got \d missing in the file \(masking\.threshold\.[^)]*\)\. The file comes from a "
+            r"run with another threshold$",
         ),
         (
             state(learned(**TRACKING)),
             state(learned()),
-            r"2 not in the model .*another threshold$",
+            r"\d not in the model .*another threshold$",
         ),
         (
             state(learned()),

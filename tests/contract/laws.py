@@ -82,6 +82,14 @@ def error_exact(target: Target) -> bool | None:
     return close(masked_mean(step.error, step.patch_mask.mask), step.reconstruction)
 
 
+def soft_mask(logits: Tensor, tau: Tensor) -> Tensor:
+    """sigmoid(z - tau), whose gradient does not move all logits of an image together."""
+    slope = torch.sigmoid(logits - tau)
+    slope = (slope * (1 - slope)).detach()
+    common = (slope * logits).sum(1, keepdim=True) / slope.sum(1, keepdim=True)
+    return torch.sigmoid(logits - (common - common.detach()) - tau)
+
+
 def gradient_up(target: Target) -> bool:
     """The masking network gets -lambda times the gradient of its objective, written anew, and
     descending along it masks harder patches."""
@@ -95,7 +103,7 @@ def gradient_up(target: Target) -> bool:
     def masked_error(network: nn.Module, dtype: torch.dtype) -> Tensor:
         scores = pool_scores(network(images.to(dtype)), step.patch_mask.grid)
         tau = torch.logit(step.patch_mask.learned.threshold.to(dtype))[:, None]
-        soft = torch.sigmoid(standardise_logits(to_logits(scores), 1.0) - tau)
+        soft = soft_mask(standardise_logits(to_logits(scores), 1.0), tau)
         return (advantage.to(dtype) * soft).sum(1).mean()
 
     objective = masked_error(masking.network, torch.float32)

@@ -30,3 +30,13 @@ def test_every_block_runs_after_the_ones_before(page):
 def test_a_part_of_one_s_own_takes_few_lines():
     for line, code in blocks("extending"):
         assert sum(bool(row.strip()) for row in code.splitlines()) < MOST, f"line {line}"
+
+
+def test_every_law_names_a_test_that_exists():
+    text, file = (ROOT / "docs/laws.md").read_text(), ""
+    found = re.findall(r"`((?:[a-z]\w*/)*test_\w+\.py)?(?:::(\w+))?`", text)
+    assert len(found) > 60
+    for path, name in found:
+        file = path or file
+        assert (ROOT / "tests" / file).is_file(), file
+        assert f"def {name or 'test_'}" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"

@@ -1,6 +1,7 @@
 """A training step reads nothing back from the device: on fake CUDA tensors, which have no values,
 so that any read (``.item()``, ``bool()``, ``nonzero``) is an error and needs no GPU to show. The
-first step alone may: there a learning strategy looks at the images and at its scores, once.
+first step alone may: there a learning strategy looks at the images and at its scores, and the
+method proves that the mask is used, once.
 """
 
 from __future__ import annotations

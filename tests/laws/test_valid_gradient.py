@@ -44,9 +44,9 @@ def test_the_gradient_is_that_of_an_image_of_the_valid_patches_alone(name, free)
             if free
             else candidates.select(10)
         )
-        surrogate = estimator.surrogate(standardised, priorities, selection)
+        surrogate, chances = estimator.relax(standardised, priorities, selection)
         objective = learn(
-            selection.patch_mask, standardised, surrogate, estimator.objective
+            selection.patch_mask, standardised, surrogate, estimator.objective, chances=chances
         ).learned.objective(error)
         entropy = logit_entropy(standardised, valid)
         return (
@@ -75,7 +75,7 @@ def test_probabilities_of_all_orders_of_valid_patches_sum_to_one():
         priorities[0, order[0]], priorities[0, order[1]] = 2.0, 1.0
         selection = Candidates(priorities, (2, 3), valid=valid).select(2)
         assert set(selection.patch_mask.ids_mask[0].tolist()) == set(order)
-        total += log_plackett_luce(logits, selection).exp().item()
+        total += log_plackett_luce(logits, priorities, selection).exp().item()
     assert total == pytest.approx(1.0)
 
 

@@ -16,6 +16,15 @@ For each method:
 - gradient up: what the masking network gets in a step is minus lambda times the gradient of
   sum(advantage * soft mask), written anew: descending along it masks harder patches.
 - None identical: without masking=, loss and all gradients are stock's, bit for bit.
+
+And measured, where the answer is the method's and not this package's to give:
+
+- hidden unseen: other pixels in the masked patches leave the prediction as it is, bit for bit, on
+  every path from pixels to prediction. (The path through iTPN's first two stages, with CLIP's
+  features, is stock's own.)
+- random identical: with RandomMasking, loss and all gradients are stock's, bit for bit, given the
+  same seed: so it is where stock masks uniformly at random itself, and not where it draws blocks or
+  looks at the image.
 """
 
 from __future__ import annotations
@@ -39,6 +48,7 @@ from torch.nn import functional as F
 from amn_masking.mask import PatchMask
 from amn_masking.network import pool_scores, standardise_logits, to_logits
 from demo.photos import write
+from tests.contract.laws import soft_mask
 from tests.methods.small_methods import SMALL, small_config
 
 LEARNED = dict(type="AdversarialMasking", mask_ratio=0.5)
@@ -161,7 +171,7 @@ def gradient_up(label: str, photos: Path, masking: dict = LEARNED) -> bool:
     images = (inputs if isinstance(inputs, Tensor) else inputs[0])[: len(mask)]
     scores = pool_scores(model.masking.network(images), seen.mask.grid)
     logits = standardise_logits(to_logits(scores), 1.0)
-    soft = torch.sigmoid(logits - torch.logit(seen.mask.learned.threshold)[:, None])
+    soft = soft_mask(logits, torch.logit(seen.mask.learned.threshold)[:, None])
     error = model.patch_error(seen.mask, seen.calls).detach()
     masked = mask.sum(1, keepdim=True)
     advantage = mask * (error - (error * mask).sum(1, keepdim=True) / masked) / masked
@@ -172,13 +182,47 @@ def gradient_up(label: str, photos: Path, masking: dict = LEARNED) -> bool:
     )
 
 
+@torch.no_grad()
+def hidden_unseen(label: str, photos: Path, masking: dict = LEARNED) -> bool:
+    model, inputs, samples = build(label, photos, masking=masking)
+    images = inputs if isinstance(inputs, Tensor) else inputs[0]
+    patch_mask = model.make_mask(images)
+    hidden = patch_mask.pixel_mask(*images.shape[2:])
+    if label == "MixMIM":  # the masked patches of the others are this image's visible ones
+        hidden = torch.cat([hidden, torch.zeros_like(images[1:, :1])])
+
+    def prediction(seen: Tensor) -> list[Tensor]:
+        set_random_seed(4)
+        batch = seen if isinstance(inputs, Tensor) else [seen, *inputs[1:]]
+        _, calls = model.masked_loss(patch_mask, batch, samples)
+        if label == "MixMIM":
+            return [calls[0][0][0][patch_mask.mask[0].bool()]]
+        # CAE also predicts the latents of the masked patches.
+        return [part for call in calls for part in (call[0], *call[2:3] * (label == "CAE"))]
+
+    before = prediction(images)
+    after = prediction(torch.where(hidden.bool(), torch.randn_like(images), images))
+    return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
 def none_identical(label: str, photos: Path) -> bool:
+    return identical(label, photos, None)
+
+
+def random_identical(label: str, photos: Path) -> bool:
+    return identical(label, photos, dict(type="RandomMasking"))
+
+
+def identical(label: str, photos: Path, masking: dict | None) -> bool:
+    """Whether loss and all gradients are the stock method's, bit for bit."""
     results = []
     for ours in (True, False):
-        model, inputs, samples = build(label, photos, ours=ours)
+        options = dict(masking=masking) if ours else {}
+        model, inputs, samples = build(label, photos, ours=ours, **options)
         set_random_seed(3)
         losses = model.loss(inputs, samples)
         model.parse_losses(losses)[0].backward()
+        losses = {name: value for name, value in losses.items() if "loss" in name}
         results.append((losses, {n: p.grad for n, p in model.named_parameters()}))
     for got, expected in zip(*results, strict=True):
         if got.keys() != expected.keys():
@@ -217,6 +261,7 @@ CHECKS = {
     "gradient up": gradient_up,
     "None identical": none_identical,
 }
+MEASURED = {"hidden unseen": hidden_unseen, "random identical": random_identical}
 
 
 def support(label: str, photos: Path) -> dict[str, str]:
@@ -245,7 +290,7 @@ def stack() -> str:
 def check(label: str, photos: Path) -> dict[str, str]:
     """A row of the matrix; a check that raises has failed, and says why on stderr."""
     row = {"stack": stack(), "torch": version("torch"), "method": label}
-    for name, passes in CHECKS.items():
+    for name, passes in (CHECKS | MEASURED).items():
         try:
             row[name] = "yes" if passes(label, photos) else "NO"
         except Exception:
@@ -268,11 +313,13 @@ def table(rows: list[dict[str, str]]) -> str:
         f"Checks: {' / '.join(name.split()[0] for name in stacks)}.",
         "",
     ]  # fmt: skip
-    head = ["method", *CHECKS, *SUPPORT]
+    head = ["method", *CHECKS, *MEASURED, *SUPPORT]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for label in SMALL:
         mine = {row["stack"]: row for row in rows if row["method"] == label}
-        checks = [" / ".join(mine[s][c] if s in mine else "-" for s in stacks) for c in CHECKS]
+        columns = (*CHECKS, *MEASURED)
+        # A dash: not measured on that stack yet.
+        checks = [" / ".join(mine.get(s, {}).get(c) or "-" for s in stacks) for c in columns]
         facts = next(iter(mine.values()))
         lines.append("| " + " | ".join([label, *checks, *(facts[k] for k in SUPPORT)]) + " |")
     return "\n".join(lines) + "\n"

@@ -217,14 +217,20 @@ def small_config(
         if "second_size" in transform:
             # DALL-E's tokens are of 8 pixels, so its picture is half as large.
             transform.second_size = transform.second_size * pixels // 224
+    on_the_cpu(cfg, data_root)
+    return cfg
+
+
+def on_the_cpu(cfg: Config, data_root: str | Path, batch_size: int = 8) -> None:
+    """Let a stock config train for an epoch on the photographs, without an accelerator."""
     cfg.train_dataloader.dataset = dict(
         type="CustomDataset",
         data_root=str(data_root),
         data_prefix="train",
         with_label=False,
-        pipeline=dataset.pipeline,
+        pipeline=cfg.train_dataloader.dataset.pipeline,
     )
-    cfg.train_dataloader.update(batch_size=8, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
     # The stock wrapper asserts an accelerator.
     cfg.optim_wrapper.type = "OptimWrapper"
     cfg.optim_wrapper.pop("loss_scale", None)
@@ -233,7 +239,6 @@ def small_config(
     cfg.resume = False
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.interval = -1
-    return cfg
 
 
 def fresh(changes: Any) -> Any:

@@ -8,7 +8,11 @@ else of the process is changed until one of the methods is built; see :mod:`.run
 
 from __future__ import annotations
 
+import logging
+
 try:
+    from mmengine.logging import print_log
+    from mmengine.registry import Registry
     from mmpretrain.registry import HOOKS as MMPRETRAIN_HOOKS
     from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 except ImportError as error:
@@ -61,14 +65,31 @@ __all__ = [
     "iTPN",
 ]
 
+
+def offer(registry: Registry, cls: type) -> None:
+    """Register ``cls`` by its bare name in mmpretrain's registry, unless another has the name."""
+    taken = registry.module_dict.get(cls.__name__, cls)
+    if taken is cls:
+        registry.register_module(module=cls, force=True)
+    else:
+        print_log(
+            f"{cls.__name__!r} is {taken.__module__}.{cls.__name__} in mmpretrain's registry, and "
+            f"stays so; write type='amn_masking.{cls.__name__}' for the one of amn_masking, or "
+            "register yours under another name",
+            logger="current",
+            level=logging.WARNING,
+        )
+
+
 register_models()
 MaskedMethod.prepare_process = install
-for method in METHODS.values():
-    MODELS.register_module(module=method)
 STRATEGIES = [getattr(strategies, name) for name in strategies.__all__ if name != "MaskingStrategy"]
+# By force: after an import that failed half-way, the second try says the same as the first.
+for method in METHODS.values():
+    MODELS.register_module(module=method, force=True)
 for part in (*STRATEGIES, CombinedAdversarialLoss):
-    MODELS.register_module(module=part)
-    MMPRETRAIN_MODELS.register_module(module=part)
+    MODELS.register_module(module=part, force=True)
+    offer(MMPRETRAIN_MODELS, part)
 for hook in (MaskingPicturesHook, MaskingMetersHook, RandomStateHook):
-    HOOKS.register_module(module=hook)
-    MMPRETRAIN_HOOKS.register_module(module=hook)
+    HOOKS.register_module(module=hook, force=True)
+    offer(MMPRETRAIN_HOOKS, hook)

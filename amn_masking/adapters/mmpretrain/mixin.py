@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
+from mmengine.logging import print_log
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from amn_masking import strategies
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
 from amn_masking.adapters.mmpretrain.loss_calls import seen_by_loss
 from amn_masking.adapters.mmpretrain.model_signals import bind
@@ -68,9 +71,11 @@ class MaskedMethod(MaskableMethod):
         if isinstance(masking, Mapping):
             masking = self.from_config(dict(masking))
         if not isinstance(masking, MaskingStrategy):
+            cls = type(masking)
             raise TypeError(
-                f"masking={type(masking).__name__} is not a masking strategy; expected None, "
-                f"{EXPECTED} or a MaskingStrategy of your own"
+                f"masking={cls.__module__}.{cls.__name__} is not a masking strategy; expected "
+                f"None, {EXPECTED} or a MaskingStrategy of your own (where a class of yours has "
+                "the name of one of amn_masking's, write type='amn_masking.' before it)"
             )
         self.check_strategy(masking)
         bind(masking, self)
@@ -86,6 +91,7 @@ class MaskedMethod(MaskableMethod):
                 f"got type {kind!r}"
             )
         parameters = inspect.signature(cls).parameters
+        leave_out_foreign(config, cls, parameters)
         if isinstance(config.get("masking"), Mapping):  # a strategy around another one
             config["masking"] = self.build_masking(config["masking"])
         for key, value in self.masking_defaults().items():
@@ -287,6 +293,25 @@ class MaskedMethod(MaskableMethod):
             mean, deviation = patch_statistics(patchify(images, self.patch_size))
             pred = pred * deviation + mean
         return patch_mask, unpatchify(pred, self.patch_size, patch_mask.grid)
+
+
+def leave_out_foreign(config: dict[str, Any], cls: type, parameters: Mapping[str, Any]) -> None:
+    """Take out of ``config`` what other strategies take and ``cls`` does not, and say so.
+
+    So that ``model.masking.type=RandomMasking`` on the command line is an ablation of a config
+    that says more about its masks. What no strategy takes is left in, for ``cls`` to refuse.
+    """
+    known: set[str] = set()
+    for name in strategies.__all__:
+        known |= inspect.signature(getattr(strategies, name)).parameters.keys()
+    foreign = {key: config.pop(key) for key in list(config) if key in known - parameters.keys()}
+    if foreign:
+        print_log(
+            f"masking.type is {cls.__name__}, which does not take "
+            f"{', '.join(f'{key}={value}' for key, value in foreign.items())}: left out",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def images_of(inputs: Tensor | list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def over_ranks(numbers: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers for the log, over their values and all ranks: mmengine writes down rank 0's only.
+    """Numbers for the log, over their values and over all ranks (mmengine's are rank 0's).
 
     The mean; the least where a name ends in ``_min``, the largest in ``_max``. One ``all_gather``
     of a few bytes, and one read from the device.

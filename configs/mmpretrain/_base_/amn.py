@@ -35,8 +35,3 @@ custom_hooks = [
     # A resumed run draws the random numbers of one that was never stopped.
     dict(type="amn_masking.RandomStateHook"),
 ]
-
-# Averaged over the last iterations, as mmengine does for losses by default; the others are the last
-# value as it is. The `$` leaves out adversarial_gain: it is measured every 50th iteration only, and
-# the mean would be over the last 10 measurements.
-log_processor = dict(mean_pattern=r"loss|time|grad_norm|reconstruction|adversarial$|score_spread")

@@ -92,6 +92,16 @@ class MILAN(MaskedMethod, selfsup.MILAN):
 
     backbones = (selfsup.MILANViT,)
 
+    def check_method(self) -> None:
+        super().check_method()
+        width, expected = self.backbone.embed_dims, self.neck.decoder_embed.in_features
+        if width != expected:
+            raise ValueError(
+                f"MILAN's backbone gives {width} features and its neck expects {expected}, so it "
+                f"cannot run, with or without masking=; set model.neck.embed_dim={width} (in "
+                "mmpretrain's own MILAN configs it is missing)"
+            )
+
     def takes_gate(self) -> bool:
         return True
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from mmengine.logging import print_log
 from mmpretrain.models import selfsup
 from mmpretrain.structures import DataSample
 from torch import Tensor
@@ -104,9 +106,25 @@ class CAE(SampleMasks, selfsup.CAE):
 
 
 class iTPN(SampleMasks, selfsup.iTPN):
-    """mmpretrain's iTPN with ``masking=``, of pixels and of CLIP's features."""
+    """mmpretrain's iTPN with ``masking=``, of pixels and of CLIP's features.
+
+    With CLIP's features the mask is not tight, in stock iTPN neither: the backbone puts its mask
+    tokens in after its first two stages, and the neck takes what these stages made before. So a
+    prediction sees the pixels of the patch that it is for.
+    """
 
     backbones = (selfsup.iTPNHiViT,)
+
+    def check_method(self) -> None:
+        super().check_method()
+        if not self.predicts_pixels():
+            print_log(
+                "iTPN of CLIP's features lets the masked pixels reach the prediction, with any "
+                "mask and in stock mmpretrain too: its neck takes two levels of features that are "
+                "made before the mask. reconstruction_type='pixel' hides them",
+                logger="current",
+                level=logging.WARNING,
+            )
 
     def predicts_pixels(self) -> bool:
         return self.backbone.reconstruction_type == "pixel"

@@ -15,6 +15,7 @@ from amn_masking.adapters.mmpretrain.mixin import images_of
 from amn_masking.adapters.mmpretrain.ranks import over_ranks
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import (
     check_whole,
+    rests,
     same_random_numbers,
     unwrapped,
 )
@@ -28,6 +29,7 @@ from amn_masking.meters import (
 from amn_masking.patches import masked_mean
 
 STATE = "masking_meters"  # in checkpoints
+LOOKS = 2  # measurements after which it is known what a forward pass moves
 
 
 class MaskingMetersHook(Hook):
@@ -47,6 +49,8 @@ class MaskingMetersHook(Hook):
     ``score_entropy``     :func:`~amn_masking.meters.score_entropy`, for learned masks
     ===================== ========================================================================
 
+    Without ``masking=`` it rests, with a warning.
+
     On several ranks each measures its own images, and the numbers are of all of them. The running
     shares of ``position_entropy``, and whether it was warned of, are saved in checkpoints.
 
@@ -58,8 +62,7 @@ class MaskingMetersHook(Hook):
             all images 0.65 to 0.85 with the default sampling, and 0 without any.
 
     Raises:
-        ValueError: an option out of range; at the start of training, a model without ``masking=``
-            or in FSDP's shards.
+        ValueError: an option out of range; at the start of training, a model in FSDP's shards.
     """
 
     # NORMAL, as hooks are by default: before LoggerHook, after the one that counts the iterations.
@@ -76,24 +79,23 @@ class MaskingMetersHook(Hook):
         self.positions = PositionMeter(window)
         self.warned = False
         self.handle: Any = None
+        self.rests = False
+        self.measured = 0
+        self.moved: set[int] = set()  # ids of the tensors that a forward pass moves
         self.newest: PatchMask | None = None
 
     def before_train(self, runner: Runner) -> None:
         check_whole(runner, self)
-        masking = getattr(unwrapped(runner), "masking", None)
-        if masking is None:
-            raise ValueError(
-                "MaskingMetersHook expected a model with masking=, got "
-                f"{type(unwrapped(runner)).__name__}; add masking=dict(type=...) to an amn_masking "
-                "method or take the hook out of custom_hooks"
-            )
-        self.handle = masking.register_forward_hook(self._keep)
+        self.rests = rests(runner, self)
+        if not self.rests:
+            self.handle = unwrapped(runner).masking.register_forward_hook(self._keep)
 
     def after_train(self, runner: Runner) -> None:
-        self.handle.remove()
+        if not self.rests:
+            self.handle.remove()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if runner.iter % self.interval == 0:
+        if not self.rests and runner.iter % self.interval == 0:
             scalars = self._measure(runner, data_batch)
             runner.message_hub.update_scalars({f"train/{key}": x for key, x in scalars.items()})
             self._warn(runner, scalars)
@@ -123,13 +125,16 @@ class MaskingMetersHook(Hook):
     @torch.no_grad()
     def _measure(self, runner: Runner, data_batch: Any) -> dict[str, float]:
         model, seed = unwrapped(runner), runner.iter * get_world_size() + get_rank()
-        # What a forward pass may move: statistics, offsets, codebooks, running copies of weights.
-        moved = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]
-        before = [(tensor, tensor.clone()) for tensor in moved]
+        if isinstance(data_batch, dict):  # the step takes it from there, and need not move it again
+            data_batch.update(model.data_preprocessor.cast_data(data_batch))
+        before = [(tensor, tensor.clone()) for tensor in self._may_move(model)]
         try:
             # In the precision of a step.
             patch_mask, errors = self._errors(runner, model, data_batch, seed)
         finally:
+            if self.measured < LOOKS:
+                self.moved |= {id(x) for x, value in before if not torch.equal(x, value)}
+            self.measured += 1
             for tensor, value in before:
                 tensor.copy_(value)
 
@@ -145,6 +150,15 @@ class MaskingMetersHook(Hook):
         random = numbers["random_mask_error"]
         numbers["adversarial_gain"] = numbers["adversarial_gain"] / random if random else math.nan
         return numbers
+
+    def _may_move(self, model: Any) -> list[Tensor]:
+        """What a forward pass may move: statistics, offsets, codebooks, running copies of weights.
+
+        Not what it left as it was in the first two measurements, such as the frozen network that
+        makes the targets. (In the first alone a running copy may equal what it is a copy of.)
+        """
+        frozen = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]
+        return [x for x in frozen if self.measured < LOOKS or id(x) in self.moved]
 
     def _errors(
         self, runner: Runner, model: Any, data_batch: Any, seed: int

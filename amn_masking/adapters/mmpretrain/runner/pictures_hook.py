@@ -27,7 +27,7 @@ class MaskingPicturesHook(Hook):
     compared. The first picture is drawn before training, the last one at its end. A learned mask
     is drawn without its exploration noise: what the network would hide first (with a free count,
     another number of patches than in training). Drawing does not
-    move the random numbers of the training.
+    move the random numbers of the training. Without ``masking=`` it rests, with a warning.
 
     Args:
         interval: draw every so many epochs, or iterations.
@@ -35,8 +35,7 @@ class MaskingPicturesHook(Hook):
         num_images: rows.
 
     Raises:
-        ValueError: an option below 1; at the start of training, a model without ``masking=`` or in
-            FSDP's shards.
+        ValueError: an option below 1; at the start of training, a model in FSDP's shards.
     """
 
     priority = "LOW"
@@ -55,14 +54,9 @@ class MaskingPicturesHook(Hook):
     # On every rank: one that refuses alone would leave the others waiting.
     def before_train(self, runner: Runner) -> None:
         check_whole(runner, self)
-        model = unwrapped(runner)
-        if getattr(model, "masking", None) is None or not hasattr(model, "reconstruct"):
-            raise ValueError(
-                "MaskingPicturesHook expected a model with masking= and reconstruct(), got "
-                f"{type(model).__name__}; add masking=dict(type=...) to an amn_masking method or "
-                "take the hook out of custom_hooks"
-            )
-        self._begin(runner, model)
+        self.failed = rests(runner, self)
+        if not self.failed:
+            self._begin(runner, unwrapped(runner))
 
     @master_only
     def _begin(self, runner: Runner, model: Any) -> None:
@@ -128,6 +122,20 @@ class MaskingPicturesHook(Hook):
 def unwrapped(runner: Runner) -> Any:
     """The model itself, out of its distributed wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def rests(runner: Runner, hook: Hook) -> bool:
+    """Whether the Runner's model has no masks for a hook to look at; says so in the log.
+
+    So it is with ``model.masking=None`` on the command line, or with a stand-in for the model.
+    """
+    model = unwrapped(runner)
+    if getattr(model, "masking", None) is not None:
+        return False
+    runner.logger.warning(
+        f"{type(hook).__name__} rests in this run: {type(model).__name__} has no masking="
+    )
+    return True
 
 
 def check_whole(runner: Runner, hook: Hook) -> None:

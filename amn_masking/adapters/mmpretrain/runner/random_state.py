@@ -14,6 +14,8 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import get_worker_info
 
+from amn_masking.adapters.mmpretrain.runner import install
+
 
 class RandomStateHook(Hook):
     """Keeps the state of the random-number generators, of every rank, in the checkpoint.
@@ -38,6 +40,9 @@ class RandomStateHook(Hook):
     priority = 85
 
     def __init__(self) -> None:
+        # A FlexibleRunner builds its model after its dataloaders, whose collate function may need
+        # what a model's building would install.
+        install()
         self.states: list[dict[str, Any]] = []
         self.collected_at = -1
         self.resumed: list[dict[str, Any]] | None = None
@@ -51,7 +56,7 @@ class RandomStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
-        if loader.num_workers:
+        if getattr(loader, "num_workers", 0):  # a stand-in for a loader has none
             loader.worker_init_fn = partial(seed_worker, loader.worker_init_fn, get_rank())
         # Not in after_load_checkpoint: the Runner seeds anew after it. And a run that only takes
         # over weights, by load_from, begins at 0 and with its own numbers.

@@ -66,12 +66,15 @@ def reads(cfg, **changes):
 
 
 def test_a_step_without_a_line_reads_no_more_than_the_stock_method(photos_config):
+    sgd = dict(
+        _delete_=True, type="SGD", lr=1e-3, weight_decay=0.0
+    )  # AdamW counts its steps in CPU tensors
+    photos_config.merge_from_dict({"optim_wrapper.optimizer": sgd})
     stock = reads(photos_config, **{"model.masking": None})
     ours = reads(photos_config)
-    # The first step proves that the mask was used, and a few checks of the core look once.
-    assert ours[1] == stock[1]
-    assert ours[3] == stock[3]
-    assert ours[4] == stock[4]
+    # The core looks at the scores for NaN; on a GPU by an assertion on the device. The first step
+    # also proves that the mask was used, and every third writes a line.
+    assert [ours[i] - 1 for i in (1, 3, 4)] == [stock[i] for i in (1, 3, 4)]
 
 
 def test_a_line_is_about_all_steps_since_the_last(photos_config):
