@@ -134,13 +134,15 @@ class Tracking(Threshold):
 
 
 def own_offsets(deviations: Tensor, share: float | Tensor, valid: Tensor | None) -> Tensor:
-    """``(B, 1)`` the value of each row above which that share of its valid patches lies."""
+    """``(B, 1)`` a value above which that share of a row's valid patches lies: halfway between two
+    patches, so that rounding moves neither to the other side.
+    """
     if valid is None:
         valid = torch.ones_like(deviations, dtype=torch.bool)
     number = valid.sum(1, keepdim=True)
-    above = (share * number).round().long().clamp_min(1).minimum(number - 1)
+    above = (share * number).round().long().minimum(number - 1).clamp_min(1)
     descending = deviations.masked_fill(~valid, float("-inf")).sort(1, descending=True).values
-    return descending.gather(1, above)
+    return (descending.gather(1, above - 1) + descending.gather(1, above)) / 2
 
 
 def upper_quantile(ascending: Tensor, share: Tensor) -> Tensor:
