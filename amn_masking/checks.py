@@ -9,11 +9,7 @@ from torch import Tensor
 
 
 def check_tensor(value: Any, name: str) -> None:
-    """Refuse what is not a tensor.
-
-    Raises:
-        TypeError: with the way out.
-    """
+    """Raise TypeError for what is not a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} expected a torch.Tensor, got {type(value).__name__}; convert it with "

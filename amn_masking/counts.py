@@ -29,18 +29,15 @@ def check_ratio_range(ratio_range: tuple[float, float]) -> tuple[float, float]:
         ValueError: not two numbers with 0 <= low <= high <= 1.
     """
     try:
-        low, high = ratio_range
+        low, high = map(float, ratio_range)
     except (TypeError, ValueError):
-        raise ValueError(
-            "ratio_range expected two numbers (low, high), the least and the largest share of "
-            f"masked patches, such as (0.05, 0.95), got {ratio_range!r}"
-        ) from None
+        low, high = math.nan, math.nan
     if not 0 <= low <= high <= 1:
         raise ValueError(
-            "ratio_range is the least and the largest share of masked patches, "
-            f"0 <= low <= high <= 1, got {ratio_range}"
+            "ratio_range expected two numbers (low, high), the least and the largest share of "
+            f"masked patches, 0 <= low <= high <= 1, such as (0.05, 0.95), got {ratio_range!r}"
         )
-    return float(low), float(high)
+    return low, high
 
 
 def count_visible(length: int, mask_ratio: float) -> int:

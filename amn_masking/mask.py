@@ -91,15 +91,8 @@ class PatchMask:
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
         shown = ~hidden
         ids_restore = torch.where(shown, shown.cumsum(1) - 1, first_masked - 1 + hidden.cumsum(1))
-        return cls(
-            hidden.to(torch.float32),
-            invert_permutation(ids_restore),
-            ids_restore,
-            num_visible,
-            grid,
-            visible_counts,
-            valid,
-        )
+        ids_shuffle, mask = invert_permutation(ids_restore), hidden.to(torch.float32)
+        return cls(mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid)
 
     @classmethod
     def from_mask(cls, mask: Tensor, grid: tuple[int, int] | None = None) -> PatchMask:
@@ -116,20 +109,15 @@ class PatchMask:
         """
         check_tensor(mask, "mask")
         if mask.dim() == 3:
-            grid = (mask.shape[1], mask.shape[2])
-            mask = mask.flatten(1)
-        if mask.dim() != 2:
-            raise ValueError(
-                f"expected a mask of shape (B, L) or (B, h, w), got {tuple(mask.shape)}"
-            )
-        length = mask.shape[1]
+            grid, mask = (mask.shape[1], mask.shape[2]), mask.flatten(1)
+        length = mask.shape[-1]
         if grid is None:
             grid = (math.isqrt(length), math.isqrt(length))
-        if len(grid) != 2 or grid[0] * grid[1] != length:
+        if mask.dim() != 2 or len(grid) != 2 or math.prod(grid) != length:
             raise ValueError(
-                f"a mask over {length} patches does not fill a grid of {' x '.join(map(str, grid))}"
-                "; pass grid=(rows, columns) with rows * columns equal to the number of patches, "
-                "or the mask as (B, rows, columns)"
+                f"a mask of shape {tuple(mask.shape)} does not fill a grid of "
+                f"{' x '.join(map(str, grid))}; expected (B, L) or (B, h, w), the former with "
+                "grid=(rows, columns) unless its L patches form a square"
             )
         hard = mask.to(torch.float32)
         if not bool(((hard == 0) | (hard == 1)).all()):
@@ -216,8 +204,8 @@ class PatchMask:
             tokens: ``(B, L, D)``, without prefix tokens.
 
         Returns:
-            ``(B, N, D)``. Padding rows are 0. With ``gate`` the tokens are multiplied by
-            1 - surrogate: exactly 1 in value, a gradient to the masking network.
+            ``(B, N, D)``. Padding rows are 0. With :attr:`gate` the tokens are multiplied by
+            1 - surrogate: exactly 1 in value.
 
         Raises:
             ValueError: the tokens are not one per patch of this mask.
@@ -225,7 +213,7 @@ class PatchMask:
         self._check_tokens(tokens, self.num_patches, "L")
         ids = self.ids_keep
         visible = tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
-        if self.learned is not None and self.learned.gate:
+        if self.learned is not None and self.gate:
             shown = 1 - self.learned.surrogate.gather(1, ids)
             visible = visible * shown[:, :, None].to(visible.dtype)
         if (padding := self.padding) is not None:
@@ -246,7 +234,7 @@ class PatchMask:
             ValueError: the tokens are not one per visible patch of this mask.
         """
         self._check_tokens(visible, self.num_visible, "N")
-        batch, _, dim = visible.shape
+        batch, dim = visible.shape[0], visible.shape[2]
         filler = mask_token.to(visible.dtype)
         if (padding := self.padding) is not None:
             visible = torch.where(padding[:, :, None], filler, visible)
@@ -258,16 +246,14 @@ class PatchMask:
         check_tensor(tokens, "tokens")
         if tokens.dim() == 3 and tokens.shape[:2] == (self.mask.shape[0], count):
             return
+        hint = "the strategy's patch_size has to be the encoder's"
         if tokens.dim() == 3 and tokens.shape[1] > count:
             extra = tokens.shape[1] - count
             hint = f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
-        else:
-            hint = "the strategy's patch_size has to be the encoder's"
-        what = "patch" if symbol == "L" else "visible patch"
         raise ValueError(
-            f"expected one token per {what}, of shape (B, {symbol}, D) = ({self.mask.shape[0]}, "
-            f"{count}, D) for a {self.grid[0]} x {self.grid[1]} grid with {self.num_visible} "
-            f"visible, got {tuple(tokens.shape)}; {hint}"
+            f"expected tokens of shape (B, {symbol}, D) = ({len(self.mask)}, {count}, D) for a "
+            f"{self.grid[0]} x {self.grid[1]} grid with N = {self.num_visible} visible, got "
+            f"{tuple(tokens.shape)}; {hint}"
         )
 
     def check_grid(
@@ -288,15 +274,16 @@ class PatchMask:
         Raises:
             ValueError: another batch size or grid; a transposed grid too.
         """
-        grid = grid_size(images.shape[2], images.shape[3], patch_size)
-        if own_grid is not None and grid != tuple(own_grid):
-            size = [patches * side for patches, side in zip(own_grid, patch_size, strict=True)]
+        batch, _, height, width = images.shape
+        h, w = grid_size(height, width, patch_size)
+        if own_grid is not None and (h, w) != tuple(own_grid):
+            rows, columns = own_grid
             raise ValueError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels have {grid[0]} x {grid[1]}"
-                f" patches of {patch_size} pixels, but {host} is built for {own_grid[0]} x "
-                f"{own_grid[1]}; resize them to {size[0]} x {size[1]}, or build it for theirs"
+                f"images of {height} x {width} pixels have {h} x {w} patches of {patch_size} "
+                f"pixels, but {host} is built for {rows} x {columns}; resize them to "
+                f"{rows * patch_size[0]} x {columns * patch_size[1]}, or build it for theirs"
             )
-        expected = (images.shape[0], *grid)
+        expected = (batch, h, w)
         got = (self.mask.shape[0], *self.grid)
         if got != expected:
             raise ValueError(
@@ -336,28 +323,27 @@ class PatchMask:
 
     def take(self, images: Tensor) -> PatchMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64."""
-        learned = None if self.learned is None else self.learned.take(images)
-        return self._changed(lambda value: value[images], learned)
+        return self._changed(lambda value: value[images], lambda learned: learned.take(images))
 
     def to(self, device: torch.device | str) -> PatchMask:
         """The same mask on another device."""
-        learned = None if self.learned is None else self.learned.to(device)
-        return self._changed(lambda value: value.to(device), learned)
+        return self._changed(lambda value: value.to(device), lambda learned: learned.to(device))
 
     def detach(self) -> PatchMask:
         """The same mask without gradients: the masking network learns nothing from it."""
         return replace(self, learned=None if self.learned is None else self.learned.detach())
 
     def _changed(
-        self, change: Callable[[Tensor], Tensor], learned: LearnedMask | None
+        self,
+        change: Callable[[Tensor], Tensor],
+        change_learned: Callable[[LearnedMask], LearnedMask],
     ) -> PatchMask:
-        return PatchMask(
-            change(self.mask),
-            change(self.ids_shuffle),
-            change(self.ids_restore),
-            self.num_visible,
-            self.grid,
-            None if self.visible_counts is None else change(self.visible_counts),
-            None if self.valid is None else change(self.valid),
-            learned,
+        return replace(
+            self,
+            mask=change(self.mask),
+            ids_shuffle=change(self.ids_shuffle),
+            ids_restore=change(self.ids_restore),
+            visible_counts=None if self.visible_counts is None else change(self.visible_counts),
+            valid=None if self.valid is None else change(self.valid),
+            learned=None if self.learned is None else change_learned(self.learned),
         )

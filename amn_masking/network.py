@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amn_masking.patches import pool_to_patches
+from amn_masking.patches import image_means, pool_to_patches
 
 # The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
 NEVER = -1e9
@@ -162,9 +162,8 @@ def standardise_logits(
     """
     if valid is None:
         return F.layer_norm(logits, logits.shape[1:], eps=eps**2) / temperature
-    number = valid.sum(1, keepdim=True)
-    centred = logits - (logits * valid).sum(1, keepdim=True) / number
-    variance = (centred.square() * valid).sum(1, keepdim=True) / number
+    centred = logits - image_means(logits, valid)
+    variance = image_means(centred.square(), valid)
     return centred / ((variance + eps**2).sqrt() * temperature)
 
 

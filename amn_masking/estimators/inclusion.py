@@ -71,19 +71,9 @@ class Inclusion(Estimator):
         chances = inclusion_probabilities(logits, selection)
         return straight_through(selection.patch_mask.mask, chances), chances.detach()
 
-    def objective(self, reward: Tensor, learned: LearnedMask) -> Tensor:
-        """sum(m / mu * (l - b) * (surrogate - m)) / K, batch mean; a scalar of value 0.
-
-        Args:
-            reward: ``(B, L)`` of each patch, l, no gradient, 0 at patches that were not chosen.
-            learned: the mask that the reward was earned under.
-        """
-        mask = learned.chosen.mask
-        weight = mask / learned.chances.clamp_min(self.floor)  # type: ignore[union-attr]
-        total = weight.sum(1, keepdim=True)
-        advantage = weight * (reward - (weight * reward).sum(1, keepdim=True) / total)
-        change = learned.surrogate - learned.surrogate.detach()
-        return ((advantage * change).sum(1) / mask.sum(1)).mean()
+    def weight(self, learned: LearnedMask) -> Tensor:
+        """``(B, L)`` m / mu."""
+        return learned.chosen.mask / learned.chances.clamp_min(self.floor)  # type: ignore[union-attr]
 
 
 def inclusion_probabilities(logits: Tensor, selection: Selection) -> Tensor:

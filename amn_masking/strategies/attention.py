@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.noise import tie_breaks
 from amn_masking.strategies.base import Ratio
@@ -25,8 +25,7 @@ class AttentionMasking(RankedMasking):
     It costs a forward pass of the whole image through the encoder, without a gradient.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
         hint_share: share in [0, 1) of the most attended patches that are shown all the same.
         attention: gives ``(B, L)`` attention of ``(B, C, H, W)`` images. In mmpretrain it is taken
             from the method's own MAEViT; elsewhere give a function.
@@ -49,9 +48,7 @@ class AttentionMasking(RankedMasking):
         self.attention = attention
 
     @torch.no_grad()
-    def priorities(
-        self, images: Tensor, num_masked: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """The attention; of hints, less than any other, so that they come last."""
         height, width = self.grid(images)
         length = height * width

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
@@ -82,10 +82,7 @@ class MaskingStrategy(nn.Module):
             self.mask_ratio = mask_ratio
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         """Make the mask.
 
@@ -106,10 +103,7 @@ class MaskingStrategy(nn.Module):
     if TYPE_CHECKING:  # an editor then knows what masking(images) is
 
         def __call__(
-            self,
-            images: Tensor,
-            generator: torch.Generator | None = None,
-            valid: Tensor | None = None,
+            self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
         ) -> PatchMask: ...
 
     def total_loss(self, reconstruction: Tensor, error: Tensor, patch_mask: PatchMask) -> Tensor:
@@ -174,11 +168,7 @@ class MaskingStrategy(nn.Module):
         return {}
 
     def check_takes_ratio(self) -> None:
-        """Refuse a ``mask_ratio`` that nothing would follow.
-
-        Raises:
-            ValueError: with the way out.
-        """
+        """Raise ValueError where nothing would follow a ``mask_ratio``."""
 
     def require(
         self,
@@ -188,7 +178,7 @@ class MaskingStrategy(nn.Module):
         no_gate: str = "",
         normalised_targets: bool = False,
     ) -> None:
-        """Refuse to be used where the strategy's masks could not be followed.
+        """Raise ValueError where the strategy's masks could not be followed.
 
         Args:
             host: what is to use the masks, for the message.
@@ -197,9 +187,6 @@ class MaskingStrategy(nn.Module):
                 it does not.
             no_gate: why no gradient flows through its mask; empty if one does.
             normalised_targets: whether it normalises each patch of its targets (``norm_pix``).
-
-        Raises:
-            ValueError: with the way out.
         """
         if patch_size is not None and self.patch_size != tuple(patch_size):
             raise ValueError(

@@ -6,9 +6,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from amn_masking.counts import check_ratio, count_visible
+from amn_masking.counts import check_ratio, check_ratio_range, count_visible
 from amn_masking.mask import PatchMask
 from amn_masking.noise import uniform
 from amn_masking.strategies.base import MaskingStrategy
@@ -54,6 +54,7 @@ class WrappedMasking(MaskingStrategy):
     free_counts = Forwarded()
     gate = Forwarded()
     own_loss = Forwarded()
+    reward = Forwarded()
 
     def __init__(self, masking: MaskingStrategy) -> None:
         if not isinstance(masking, MaskingStrategy):
@@ -65,13 +66,8 @@ class WrappedMasking(MaskingStrategy):
         self.masking = masking
         self.loss = masking.loss
 
-    @property
-    def reward(self) -> str:  # type: ignore[override]
-        """The other strategy's."""
-        return self.masking.reward
-
     def other_mask(
-        self, images: Tensor, generator: torch.Generator | None, valid: Tensor | None
+        self, images: Tensor, generator: Generator | None, valid: Tensor | None
     ) -> PatchMask:
         """The other strategy's mask; one that does not know ``valid`` is not given it in vain."""
         if valid is None:
@@ -123,15 +119,9 @@ class RandomRatioMasking(WrappedMasking):
                 "RandomRatioMasking expected a strategy with a mask_ratio, but that of "
                 f"{type(masking).__name__} is None; hand it down to MaskingStrategy.__init__"
             )
-        try:
-            low, high = (check_ratio(ratio) for ratio in ratio_range)
-        except TypeError:
-            raise ValueError(
-                f"ratio_range expected two numbers in (0, 1), got {ratio_range!r}"
-            ) from None
-        if low > high:
-            raise ValueError(f"ratio_range expected (least, largest), got {ratio_range}")
-        self.ratio_range = (low, high)
+        self.ratio_range = check_ratio_range(ratio_range)
+        for end in self.ratio_range:
+            check_ratio(end, "an end of RandomRatioMasking's ratio_range")
 
     def check_takes_ratio(self) -> None:
         raise ValueError(
@@ -139,10 +129,7 @@ class RandomRatioMasking(WrappedMasking):
         )
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         low, high = self.ratio_range
         h, w = self.grid(images)
@@ -152,7 +139,7 @@ class RandomRatioMasking(WrappedMasking):
         if self.training:
             # The host has to know how many patches are left, so it draws from its own generator.
             device = torch.device("cpu")
-            if isinstance(generator, torch.Generator):
+            if isinstance(generator, Generator):
                 device = generator.device
             share = float(uniform((), device, generator))
         self.masking.mask_ratio = low + (high - low) * share
@@ -185,10 +172,7 @@ class ShuffledMasking(WrappedMasking):
         self.warned = False
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         valid = self.valid_patches(valid, images)
         if valid is not None and bool((valid != valid[:1]).any()):

@@ -157,8 +157,8 @@ SUBTLE = (
     Break(
         "an image's mean error is the batch's",
         CORE + "patches.py",
-        "return error.where(mask > 0, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)",
-        "return masked_mean(error, mask).expand(len(mask), 1)",
+        "return total / weight.sum(1, keepdim=True)",
+        "return (total.sum() / weight.sum()).expand(len(weight), 1)",
         "test_patches.py estimators",
     ),
     Break(
@@ -200,7 +200,7 @@ SUBTLE = (
     Break(
         "patches without data take part in the mean of the logits",
         CORE + "network.py",
-        "centred = logits - (logits * valid).sum(1, keepdim=True) / number",
+        "centred = logits - image_means(logits, valid)",
         "centred = logits - logits.mean(1, keepdim=True)",
         "test_network.py strategies",
     ),
@@ -222,8 +222,8 @@ SUBTLE = (
     Break(
         "patches without data count in the mean score",
         CORE + "thresholds/base.py",
-        "        if self.valid is None:\n            return self.scores.mean(1, keepdim=True)\n",
-        "        if True:\n            return self.scores.mean(1, keepdim=True)\n",
+        "return image_means(self.scores, self.valid)",
+        "return image_means(self.scores, None)",
         "thresholds strategies",
     ),
     Break(
@@ -272,8 +272,8 @@ SUBTLE = (
     Break(
         "the objective is normalised by the batch's mean count",
         CORE + "estimators/base.py",
-        "return ((advantage * change).sum(1) / mask.sum(1)).mean()",
-        "return (advantage * change).sum(1).mean() / mask.sum(1).mean()",
+        "return ((advantage * change).sum(1) / learned.chosen.mask.sum(1)).mean()",
+        "return (advantage * change).sum(1).mean() / learned.chosen.mask.sum(1).mean()",
         ESTIMATORS,
     ),
     Break(
@@ -400,7 +400,7 @@ SUBTLE = (
     Break(
         "a network that is not trained goes unnoticed",
         CORE + "watch.py",
-        "elif weight._version == self.version and self._unmoved(weight):",
+        "elif weight._version == version and torch.equal(weight.detach(), before.to(weight)):",
         "elif False:",
         "test_watch.py strategies",
     ),

@@ -135,7 +135,7 @@ def test_no_row_or_column_is_masked_in_any_other_way_than_its_mirror_image(kind)
             ValueError,
             "that of MaskingStrategy is None",
         ),
-        (lambda: RandomRatioMasking(RandomMasking(), 0.5), ValueError, "expected two numbers in"),
+        (lambda: RandomRatioMasking(RandomMasking(), 0.5), ValueError, "expected two numbers"),
     ],
 )
 def test_wrong_use_is_refused(make, error, message):
