@@ -50,25 +50,13 @@ class AttentionMasking(RankedMasking):
     @torch.no_grad()
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """The attention; of hints, less than any other, so that they come last."""
-        height, width = self.grid(images)
-        length = height * width
-        if self.attention is None:
-            raise ValueError(
-                "AttentionMasking expected attention=, a function from images to (B, L) attention "
-                "of the patches; in mmpretrain a method with a MAEViT backbone gives it by itself"
-            )
-        attention = self.attention(images).float()
-        if attention.shape != (images.shape[0], length):
-            raise ValueError(
-                f"attention= expected to give ({images.shape[0]}, {length}) for a {height} x "
-                f"{width} grid, got {tuple(attention.shape)}; without prefix tokens?"
-            )
+        grid = self.grid(images)
+        attention = self.ask("attention", images, "a method with a MAEViT backbone")
         # No more hints than there are other patches to mask in their place.
-        hints = min(round(self.hint_share * num_masked), length - num_masked)
+        hints = min(round(self.hint_share * num_masked), attention.shape[1] - num_masked)
         if hints == 0:
             return attention
         # In eval() the hints are the same in every call; equal attention is ordered at random.
-        grid = (height, width)
         chosen = Candidates(
             attention, grid, deterministic=not self.training, generator=generator
         ).select(num_masked)

@@ -23,12 +23,6 @@ Ratio = float | Mapping[str, Any] | Schedule
 class MaskRatio(Scheduled):
     """``mask_ratio``, where the strategy takes one."""
 
-    def __init__(self) -> None:
-        super().__init__(0.0, 1.0, inside=True)
-
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
-        return self if strategy is None else strategy.__dict__.get(self.slot)
-
     def __set__(self, strategy: Any, value: Ratio) -> None:
         strategy.check_takes_ratio()
         super().__set__(strategy, value)
@@ -64,7 +58,7 @@ class MaskingStrategy(nn.Module):
     reward: str = "error"
     own_loss: bool = False
     loss: CombinedAdversarialLoss | None
-    mask_ratio = MaskRatio()
+    mask_ratio = MaskRatio(0.0, 1.0, inside=True)
 
     def __init__(
         self, patch_size: int | tuple[int, int] = 16, mask_ratio: Ratio | None = 0.75

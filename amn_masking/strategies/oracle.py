@@ -46,16 +46,4 @@ class OracleMasking(RankedMasking):
     @torch.no_grad()
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """The error."""
-        height, width = self.grid(images)
-        if self.error is None:
-            raise ValueError(
-                "OracleMasking expected error=, a function from images to the (B, L) error of the "
-                "patches; in mmpretrain a method gives it by itself"
-            )
-        error = self.error(images).float()
-        if error.shape != (images.shape[0], height * width):
-            raise ValueError(
-                f"error= expected to give ({images.shape[0]}, {height * width}) for a {height} x "
-                f"{width} grid, got {tuple(error.shape)}"
-            )
-        return error
+        return self.ask("error", images, "a method")

@@ -41,6 +41,31 @@ class RankedMasking(MaskingStrategy):
         """
         raise NotImplementedError
 
+    def ask(self, name: str, images: Tensor, giver: str) -> Tensor:
+        """``(B, L)`` float32 that the user's function, the attribute ``name``, gives of images.
+
+        Args:
+            name: of the attribute.
+            images: ``(B, C, H, W)``.
+            giver: what gives the function in mmpretrain, for the message.
+
+        Raises:
+            ValueError: there is no function, or it gives another shape.
+        """
+        function, (h, w) = getattr(self, name), self.grid(images)
+        if function is None:
+            raise ValueError(
+                f"{type(self).__name__} expected {name}=, a function from images to the (B, L) "
+                f"{name} of the patches; in mmpretrain {giver} gives it by itself"
+            )
+        values = function(images).float()
+        if values.shape != (images.shape[0], h * w):
+            raise ValueError(
+                f"{name}= expected to give ({images.shape[0]}, {h * w}) for a {h} x {w} grid, "
+                f"without prefix tokens, got {tuple(values.shape)}"
+            )
+        return values
+
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
@@ -55,10 +80,6 @@ class RankedMasking(MaskingStrategy):
             "hold NaN (nodata)? Then say which patches are valid: masking(images, valid=...)",
         )
         candidates = Candidates(
-            priorities,
-            grid,
-            valid=valid,
-            deterministic=not self.training,
-            generator=generator,
+            priorities, grid, valid=valid, deterministic=not self.training, generator=generator
         )
         return candidates.select(num_masked).patch_mask

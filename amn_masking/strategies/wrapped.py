@@ -167,9 +167,7 @@ class ShuffledMasking(WrappedMasking):
         ValueError: in ``forward``, patches that are valid in one image and not in another.
     """
 
-    def __init__(self, masking: MaskingStrategy) -> None:
-        super().__init__(masking)
-        self.warned = False
+    warned = False
 
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
