@@ -8,20 +8,6 @@ import torch
 from torch import Tensor
 
 
-def check_ratio(ratio: float, name: str = "mask_ratio") -> float:
-    """The ratio, if it is one.
-
-    Raises:
-        ValueError: outside (0, 1).
-        TypeError: not a number.
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-        raise TypeError(f"{name} must be a number in (0, 1), got {ratio!r}")
-    if not 0 < ratio < 1:
-        raise ValueError(f"{name} is a share of the patches and must lie in (0, 1), got {ratio}")
-    return ratio
-
-
 def check_ratio_range(ratio_range: tuple[float, float]) -> tuple[float, float]:
     """The range as a pair.
 

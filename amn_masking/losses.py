@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
+from amn_masking.config import settings
 from amn_masking.mask import PatchMask
 from amn_masking.patches import masked_mean, pool_to_patches
 
@@ -16,13 +17,7 @@ CRITERIA = {"L1": F.l1_loss, "L2": F.mse_loss}
 
 
 class LossTerms(NamedTuple):
-    """The parts of :class:`CombinedAdversarialLoss`, scalars.
-
-    Attributes:
-        reconstruction: R, what the stock method minimises.
-        adversarial: A, the error on the patches that the masking network chose.
-        objective: 0 in value; its gradient reaches the masking network only.
-    """
+    """R, A and the objective of :class:`CombinedAdversarialLoss`, scalars."""
 
     reconstruction: Tensor
     adversarial: Tensor
@@ -187,7 +182,4 @@ class CombinedAdversarialLoss(nn.Module):
         return (hidden * mask).sum() / mask.sum() / self.channel
 
     def extra_repr(self) -> str:
-        return (
-            f"criterion={self.criterion!r}, lambda_adv={self.lambda_adv}, "
-            f"reconstruct={self.reconstruct!r}, score_weighted={self.score_weighted}"
-        )
+        return settings(self)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from amn_masking.checks import check_tensor
+from amn_masking.checks import check_grid_of, check_tensor, check_tokens
 from amn_masking.counts import longest_row
 from amn_masking.patches import fill_invalid, grid_size, pool_to_patches, spread_to_pixels
 
@@ -58,14 +58,8 @@ class PatchMask:
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> PatchMask:
-        """The mask that keeps the first patches of each row of ``ids_shuffle``.
-
-        Args:
-            ids_shuffle: ``(B, L)`` int64, a permutation of ``0..L-1`` in each row.
-            num_visible: how many stay visible, the largest of ``visible_counts`` if given.
-            grid: (rows, columns) of patches.
-            visible_counts: ``(B,)`` int64 where the images keep different numbers.
-            valid: ``(B, L)`` bool, see :attr:`valid`.
+        """The mask that keeps the first patches of each row of ``ids_shuffle``, ``(B, L)`` int64, a
+        permutation of ``0..L-1``; the arguments are as the attributes.
         """
         ids_restore = invert_permutation(ids_shuffle)
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
@@ -81,12 +75,9 @@ class PatchMask:
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> PatchMask:
-        """The mask of ``hidden``, ``(B, L)`` bool, with the visible patches, and after them the
-        masked ones, in the order of the grid; found by counting, without a sort.
-
-        Args:
-            hidden: True = masked, with the counts that the other arguments say.
-            num_visible, grid, visible_counts, valid: as for :meth:`from_shuffle`.
+        """The mask of ``hidden``, ``(B, L)`` bool, True = masked, of the counts that the other
+        arguments, as the attributes, say. The visible patches, and after them the masked ones, are
+        in the order of the grid; found by counting, without a sort.
         """
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
         shown = ~hidden
@@ -210,7 +201,7 @@ class PatchMask:
         Raises:
             ValueError: the tokens are not one per patch of this mask.
         """
-        self._check_tokens(tokens, self.num_patches, "L")
+        check_tokens(self, tokens, self.num_patches, "L")
         ids = self.ids_keep
         visible = tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
         if self.learned is not None and self.gate:
@@ -233,7 +224,7 @@ class PatchMask:
         Raises:
             ValueError: the tokens are not one per visible patch of this mask.
         """
-        self._check_tokens(visible, self.num_visible, "N")
+        check_tokens(self, visible, self.num_visible, "N")
         batch, dim = visible.shape[0], visible.shape[2]
         filler = mask_token.to(visible.dtype)
         if (padding := self.padding) is not None:
@@ -242,55 +233,7 @@ class PatchMask:
         tokens = torch.cat([visible, rest], dim=1)
         return tokens.gather(1, self.ids_restore[:, :, None].expand(-1, -1, dim))
 
-    def _check_tokens(self, tokens: Tensor, count: int, symbol: str) -> None:
-        check_tensor(tokens, "tokens")
-        if tokens.dim() == 3 and tokens.shape[:2] == (self.mask.shape[0], count):
-            return
-        hint = "the strategy's patch_size has to be the encoder's"
-        if tokens.dim() == 3 and tokens.shape[1] > count:
-            extra = tokens.shape[1] - count
-            hint = f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
-        raise ValueError(
-            f"expected tokens of shape (B, {symbol}, D) = ({len(self.mask)}, {count}, D) for a "
-            f"{self.grid[0]} x {self.grid[1]} grid with N = {self.num_visible} visible, got "
-            f"{tuple(tokens.shape)}; {hint}"
-        )
-
-    def check_grid(
-        self,
-        images: Tensor,
-        patch_size: tuple[int, int],
-        host: str,
-        own_grid: tuple[int, int] | None = None,
-    ) -> None:
-        """Refuse images whose patches are not the ones of this mask, or not the host's.
-
-        Args:
-            images: ``(B, C, H, W)``.
-            patch_size: (height, width) in pixels of the host's patches.
-            host: who is to use the mask, for the message.
-            own_grid: (rows, columns) that the host is built for; None where it takes any.
-
-        Raises:
-            ValueError: another batch size or grid; a transposed grid too.
-        """
-        batch, _, height, width = images.shape
-        h, w = grid_size(height, width, patch_size)
-        if own_grid is not None and (h, w) != tuple(own_grid):
-            rows, columns = own_grid
-            raise ValueError(
-                f"images of {height} x {width} pixels have {h} x {w} patches of {patch_size} "
-                f"pixels, but {host} is built for {rows} x {columns}; resize them to "
-                f"{rows * patch_size[0]} x {columns * patch_size[1]}, or build it for theirs"
-            )
-        expected = (batch, h, w)
-        got = (self.mask.shape[0], *self.grid)
-        if got != expected:
-            raise ValueError(
-                f"{host} expected a mask of (B, rows, columns) = {expected} for images of "
-                f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it "
-                f"from the same images with a strategy of patch_size={patch_size}"
-            )
+    check_grid = check_grid_of  # a method, written beside the other refusals
 
     def pixel_mask(self, height: int, width: int) -> Tensor:
         """``(B, 1, height, width)`` float32, 1 = masked: the mask at the size of an image.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amn_masking.config import settings
 from amn_masking.patches import image_means, pool_to_patches
 
 # The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
@@ -101,7 +102,7 @@ class MaskingNetwork(nn.Module):
         return torch.sigmoid(self.convolutions(images))
 
     def extra_repr(self) -> str:
-        return f"downsample={self.downsample}"
+        return settings(self)
 
 
 def area_pool(images: Tensor, factor: int) -> Tensor:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Generator, Tensor
 
+from amn_masking.config import settings
 from amn_masking.learned import LearnedMask
 from amn_masking.noise import gumbel
 from amn_masking.patches import image_means
@@ -109,6 +110,9 @@ class Estimator(ABC):
     def baseline(self, reward: Tensor, learned: LearnedMask) -> Tensor:
         """``(B, 1)`` b: the mean reward of the image's own masked patches, weighted by w."""
         return image_means(reward, self.weight(learned))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({settings(self)})"
 
 
 def straight_through(mask: Tensor, soft: Tensor) -> Tensor:

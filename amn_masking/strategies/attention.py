@@ -64,6 +64,3 @@ class AttentionMasking(RankedMasking):
         noise = noise.masked_fill(chosen.patch_mask.mask == 0, 2.0)
         drawn = first_of(noise.argsort(1), hints)
         return attention.masked_fill(drawn, torch.finfo(attention.dtype).min)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, hint_share={self.hint_share}"

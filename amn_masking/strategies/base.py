@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
+from amn_masking.config import settings
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.patches import grid_size
@@ -248,8 +249,5 @@ class MaskingStrategy(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        numbers = [
-            f"{name}={schedule if schedule.moves else schedule.start}"
-            for name, schedule in self.schedules.items()
-        ]
-        return ", ".join([f"patch_size={self.patch_size}", *numbers])
+        numbers = {n: s if s.moves else s.start for n, s in self.schedules.items()}
+        return settings(self, **{"patch_size": self.patch_size, **numbers})

@@ -69,7 +69,3 @@ class BlockMasking(RankedMasking):
         covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)
         number = torch.arange(blocks, device=device).view(1, -1, 1).expand_as(covered)
         return -torch.where(covered, number, blocks).amin(1).to(torch.float32)
-
-    def extra_repr(self) -> str:
-        more = f"min_patches={self.min_patches}, min_aspect={self.min_aspect}"
-        return f"{super().extra_repr()}, {more}"

@@ -83,6 +83,3 @@ class ColorNoiseMasking(RankedMasking):
             "blue": 1 - narrow,
             "purple": 1 - (narrow - wide),
         }[self.color]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, color={self.color!r}, low={self.low}, high={self.high}"

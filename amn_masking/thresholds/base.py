@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from amn_masking.config import settings
 from amn_masking.counts import count_range, longest_row
 from amn_masking.mask import PatchMask
 from amn_masking.network import to_logits
@@ -233,3 +234,6 @@ class Threshold(nn.Module):
     def log_values(self) -> dict[str, Tensor]:
         """Scalars for the log, without a gradient."""
         return {}
+
+    def extra_repr(self) -> str:
+        return settings(self)

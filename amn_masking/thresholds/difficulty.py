@@ -136,6 +136,3 @@ class Difficulty(Tracking):
         step = math.copysign(RATIO_RATE * self.rate, math.log(self.target_gain)) * missed
         low, high = self.ratio_range
         self._shift((self.ratio + step).clamp(low, high))
-
-    def extra_repr(self) -> str:
-        return f"target_gain={self.target_gain}, {super().extra_repr()}"

@@ -126,9 +126,6 @@ class Tracking(Threshold):
         for buffer, value in zip(buffers, state, strict=True):
             buffer.copy_(value)
 
-    def extra_repr(self) -> str:
-        return f"ratio_range={self.ratio_range}, rate={self.rate}"
-
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The values as they are on average over the ranks of ``torch.distributed``, if there are."""
