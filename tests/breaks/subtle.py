@@ -224,7 +224,7 @@ SUBTLE = (
         CORE + "thresholds/base.py",
         "return image_means(self.scores, self.valid)",
         "return image_means(self.scores, None)",
-        "thresholds strategies",
+        "laws/test_valid.py laws/test_valid_gradient.py",
     ),
     Break(
         "the threshold of a cut count is the one that was wanted",
