@@ -46,8 +46,7 @@ def hidden_from_attention(blocks: Iterable[nn.Module], padding: Tensor) -> Itera
                     f"{type(block).__module__}.{type(block).__name__} does not take (timm's blocks "
                     f"do from version 1.0.16); {QUANTILE}"
                 )
-            handle = block.register_forward_pre_hook(with_mask, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(block.register_forward_pre_hook(with_mask, with_kwargs=True))
         yield
 
 
@@ -73,23 +72,16 @@ def mask_tokens_in_padding(
 ) -> Iterator[None]:
     """For the duration, the decoder gets mask tokens where the encoder had padding.
 
-    It finds masked patches in those places: ``ids_restore`` sends them there.
-
-    Args:
-        decoder_embed: gives ``(B, P + N, D)`` tokens of the decoder.
-        mask_token: broadcasts to them.
-        padding: ``(B, N)`` bool, True = padding.
+    It finds masked patches in those places: ``ids_restore`` sends them there. ``padding`` is as for
+    :func:`hidden_from_attention`.
     """
 
     def replaced(module: nn.Module, args: tuple, tokens: Tensor) -> Tensor:
         hidden = nn.functional.pad(padding, (tokens.shape[1] - padding.shape[1], 0), value=False)
         return torch.where(hidden[:, :, None], mask_token, tokens)
 
-    handle = decoder_embed.register_forward_hook(replaced)
-    try:
+    with decoder_embed.register_forward_hook(replaced):
         yield
-    finally:
-        handle.remove()
 
 
 def checkpoints_below() -> int:

@@ -102,16 +102,14 @@ def masked_forward(
         passes.append(MaskedPass(outputs, reconstruction, error, masks[0]))
 
     own_ratio = config.mask_ratio
-    handles = [
-        vit_mae.register_forward_pre_hook(hand_in, with_kwargs=True),
-        vit_mae.register_forward_hook(add_terms, with_kwargs=True),
-    ]
     try:
-        outputs = model(pixel_values=pixel_values, **kwargs)
+        with (
+            vit_mae.register_forward_pre_hook(hand_in, with_kwargs=True),
+            vit_mae.register_forward_hook(add_terms, with_kwargs=True),
+        ):
+            outputs = model(pixel_values=pixel_values, **kwargs)
     finally:
         config.mask_ratio = own_ratio
-        for handle in handles:
-            handle.remove()
     return passes[0]._replace(outputs=outputs)
 
 

@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from amn_masking.adapters.mmpretrain.mixin import images_of
@@ -139,11 +139,7 @@ def rests(runner: Runner, hook: Hook) -> bool:
 
 
 def check_whole(runner: Runner, hook: Hook) -> None:
-    """Refuse a model in FSDP's shards to a hook that calls it between the steps.
-
-    Raises:
-        ValueError: with the way out.
-    """
+    """Refuse a model in FSDP's shards to a hook that calls it between the steps."""
     if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
         name = type(hook).__name__
         raise ValueError(
@@ -160,9 +156,7 @@ def same_random_numbers(seed: int) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        set_random_seed(seed)
         try:
             yield
         finally:
