@@ -70,17 +70,13 @@ def masked_forward(
     side = vit_mae.vit.embeddings.patch_embeddings.image_size
     any_size = kwargs.get("interpolate_pos_encoding")
     own_grid = None if any_size else (side[0] // size[0], side[1] // size[1])
+    given: dict[str, Any] = {} if valid is None else {"valid": valid}
     passes: list[MaskedPass] = []
     masks: list[PatchMask] = []
 
-    def mask_of(images: Tensor) -> PatchMask:
-        if isinstance(masking, PatchMask):
-            return masking
-        return masking(images) if valid is None else masking(images, valid=valid)
-
     def hand_in(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         images = kwargs["pixel_values"]
-        patch_mask = mask_of(images)
+        patch_mask = masking if isinstance(masking, PatchMask) else masking(images, **given)
         patch_mask.check_grid(images, size, NAME, own_grid)
         if patch_mask.visible_counts is not None:
             raise ValueError(

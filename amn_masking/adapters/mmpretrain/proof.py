@@ -66,11 +66,10 @@ class AskedSample(DataSample):
 
 def with_masks(samples: Iterable[DataSample], masks: Tensor) -> list[DataSample]:
     """Copies of the samples, with these masks in them."""
-    copies = []
-    for sample, mask in zip(samples, masks, strict=True):
-        copy = AskedSample(metainfo=sample.metainfo, **dict(sample.items()))
-        copies.append(copy.set_mask(mask))
-    return copies
+    return [
+        AskedSample(metainfo=sample.metainfo, **dict(sample.items())).set_mask(mask)
+        for sample, mask in zip(samples, masks, strict=True)
+    ]
 
 
 def check_asked(method: nn.Module, samples: Iterable[DataSample]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -41,13 +41,13 @@ class TokenDropping(MaskedMethod):
         def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
             return patch_mask.gather_visible(x), patch_mask.mask, patch_mask.ids_restore
 
-        with ExitStack() as stack:
-            if isinstance(self.backbone, selfsup.MAEViT):
-                stack.enter_context(asked(self.backbone, random_masking=random_masking))
-            else:
-                stack.enter_context(same_ids(self.backbone, patch_mask))
-            if patch_mask.padding is not None:
-                stack.enter_context(hidden_padding(self.backbone, self.neck, patch_mask.padding))
+        padding = patch_mask.padding
+        with (
+            asked(self.backbone, random_masking=random_masking)
+            if isinstance(self.backbone, selfsup.MAEViT)
+            else same_ids(self.backbone, patch_mask),
+            nullcontext() if padding is None else hidden_padding(self.backbone, self.neck, padding),
+        ):
             yield
 
 

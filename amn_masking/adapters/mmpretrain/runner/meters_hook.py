@@ -20,12 +20,7 @@ from amn_masking.adapters.mmpretrain.runner.pictures_hook import (
     unwrapped,
 )
 from amn_masking.mask import PatchMask
-from amn_masking.meters import (
-    PositionMeter,
-    at_random,
-    mask_distance,
-    score_entropy,
-)
+from amn_masking.meters import PositionMeter, at_random, mask_distance, score_entropy
 from amn_masking.patches import masked_mean
 
 STATE = "masking_meters"  # in checkpoints

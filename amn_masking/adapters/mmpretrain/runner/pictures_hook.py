@@ -67,7 +67,7 @@ class MaskingPicturesHook(Hook):
             samples = loader.collate_fn([loader.dataset[int(index)] for index in picks])
         self.inputs = model.data_preprocessor(samples, training=False)["inputs"]
         if runner.iter == 0:
-            self._draw(runner)
+            self._draw(runner, 0)
 
     @master_only
     def after_train_iter(
@@ -79,19 +79,20 @@ class MaskingPicturesHook(Hook):
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
         if self.by_epoch and self.every_n_epochs(runner, self.interval):
-            self._draw(runner)
+            self._draw(runner, runner.iter)
 
     @master_only
     def after_train(self, runner: Runner) -> None:
         if self.drawn_at != runner.iter:
-            self._draw(runner)
+            self._draw(runner, runner.iter)
 
-    def _draw(self, runner: Runner, step: int | None = None) -> None:
+    def _draw(self, runner: Runner, step: int) -> None:
         """Draw; a picture that cannot be drawn is said once and never stops a run."""
         if self.failed:
             return
         try:
-            self._draw_at(runner, step)
+            runner.visualizer.add_image("masking", self._picture(unwrapped(runner)), step=step)
+            self.drawn_at = step
         except Exception as error:
             self.failed = True
             runner.logger.warning(
@@ -99,9 +100,7 @@ class MaskingPicturesHook(Hook):
                 f"{error}"
             )
 
-    def _draw_at(self, runner: Runner, step: int | None) -> None:
-        step = runner.iter if step is None else step
-        model = unwrapped(runner)
+    def _picture(self, model: Any) -> np.ndarray:
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
@@ -110,13 +109,10 @@ class MaskingPicturesHook(Hook):
         finally:
             for module, training in modes.items():
                 module.training = training
-        preprocessor = model.data_preprocessor
-        mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
+        mean, std = (getattr(model.data_preprocessor, name, None) for name in ("mean", "std"))
         # A method may have one mask for the whole batch: then that image alone is drawn.
         images = images_of(self.inputs)
-        picture = draw_masks(images[: len(patch_mask.mask)], patch_mask, reconstruction, mean, std)
-        runner.visualizer.add_image("masking", picture, step=step)
-        self.drawn_at = step
+        return draw_masks(images[: len(patch_mask.mask)], patch_mask, reconstruction, mean, std)
 
 
 def unwrapped(runner: Runner) -> Any:
