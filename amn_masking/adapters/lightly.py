@@ -57,10 +57,7 @@ def bool_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> Tensor:
 
     There the mask token replaces what is masked, so the images may mask different numbers.
 
-    Args:
-        patch_mask: as for :func:`token_mask`, with equal or free counts.
-        backbone: as for :func:`token_mask`.
-        images: as for :func:`token_mask`.
+    Arguments as for :func:`token_mask`; the mask may have free counts.
 
     Returns:
         ``(B, P + L)`` bool, True = masked; never at the prefix tokens.

@@ -16,12 +16,7 @@ from amn_masking.mask import PatchMask
 from amn_masking.patches import pool_to_patches
 
 PIXEL_LOSSES = (losses.PixelReconstructionLoss, CombinedAdversarialLoss)
-KNOWN_LOSSES = (
-    *PIXEL_LOSSES,
-    losses.CosineSimilarityLoss,
-    losses.CrossEntropyLoss,
-    losses.CAELoss,
-)
+KNOWN_LOSSES = (*PIXEL_LOSSES, losses.CosineSimilarityLoss, losses.CrossEntropyLoss, losses.CAELoss)
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from amn_masking.adapters.mmpretrain.mixin import images_of
 from amn_masking.adapters.mmpretrain.ranks import over_ranks
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import (
-    check_whole,
-    rests,
+    model_with_masks,
     same_random_numbers,
     unwrapped,
 )
@@ -79,9 +78,9 @@ class MaskingMetersHook(Hook):
         self.newest: PatchMask | None = None
 
     def before_train(self, runner: Runner) -> None:
-        check_whole(runner, self)
-        if not rests(runner, self):
-            self.handle = unwrapped(runner).masking.register_forward_hook(self._keep)
+        model = model_with_masks(runner, self)
+        if model is not None:
+            self.handle = model.masking.register_forward_hook(self._keep)
 
     def after_train(self, runner: Runner) -> None:
         if self.handle is not None:

@@ -53,10 +53,10 @@ class MaskingPicturesHook(Hook):
 
     # On every rank: one that refuses alone would leave the others waiting.
     def before_train(self, runner: Runner) -> None:
-        check_whole(runner, self)
-        self.failed = rests(runner, self)
+        model = model_with_masks(runner, self)
+        self.failed = model is None
         if not self.failed:
-            self._begin(runner, unwrapped(runner))
+            self._begin(runner, model)
 
     @master_only
     def _begin(self, runner: Runner, model: Any) -> None:
@@ -120,30 +120,25 @@ def unwrapped(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def rests(runner: Runner, hook: Hook) -> bool:
-    """Whether the Runner's model has no masks for a hook to look at; says so in the log.
+def model_with_masks(runner: Runner, hook: Hook) -> Any:
+    """The model, for a hook that calls it between the steps; one in FSDP's shards is refused.
 
-    So it is with ``model.masking=None`` on the command line, or with a stand-in for the model.
+    None, and a line in the log, if it has no masks to look at: with ``model.masking=None`` on the
+    command line, or where something stands in for the model.
     """
-    model = unwrapped(runner)
-    if getattr(model, "masking", None) is not None:
-        return False
-    runner.logger.warning(
-        f"{type(hook).__name__} rests in this run: {type(model).__name__} has no masking="
-    )
-    return True
-
-
-def check_whole(runner: Runner, hook: Hook) -> None:
-    """Refuse a model in FSDP's shards to a hook that calls it between the steps."""
+    name = type(hook).__name__
     if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
-        name = type(hook).__name__
         raise ValueError(
             f"{name} expected a model that is whole on every device, but FullyShardedDataParallel "
             f"keeps its weights in shards between the steps, when {name} looks into it; leave "
             "MaskingPicturesHook and MaskingMetersHook out of custom_hooks, such as custom_hooks="
             "[dict(type='amn_masking.RandomStateHook')]"
         )
+    model = unwrapped(runner)
+    if getattr(model, "masking", None) is not None:
+        return model
+    runner.logger.warning(f"{name} rests in this run: {type(model).__name__} has no masking=")
+    return None
 
 
 @contextmanager
