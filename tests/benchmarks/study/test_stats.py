@@ -20,6 +20,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from amn_masking import AdversarialMasking, PatchMask
+from amn_masking.estimators import ESTIMATORS
 from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.evidence import write_evidence
