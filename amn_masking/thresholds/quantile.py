@@ -14,6 +14,8 @@ class Quantile(Threshold):
     the mask wherever no priorities are equal; equal ones are ordered at random.
     """
 
+    takes_ratio = True
+
     def forward(self, candidates: Candidates) -> Selection:
         """Raises ValueError where ``mask_ratio`` leaves no patch masked, or none visible."""
         ratio: float = candidates.mask_ratio  # type: ignore[assignment]
