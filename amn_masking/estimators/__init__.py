@@ -8,9 +8,9 @@ from amn_masking.estimators.score_function import ScoreFunction
 from amn_masking.estimators.straight_through import StraightThrough
 
 ESTIMATORS: dict[str, type[Estimator]] = {
+    "inclusion": Inclusion,  # the first is the default
     "straight_through": StraightThrough,
     "gumbel": Gumbel,
-    "inclusion": Inclusion,
     "score_function": ScoreFunction,
     "ranking": Ranking,
 }

@@ -34,16 +34,23 @@ def mim_train(
     options: dict | None = None,
     launch: tuple[str, ...] = (),
     fails: bool = False,
+    package: str = "mmpretrain",
+    site: Path = ROOT,
 ) -> str:
-    """Output of ``mim train``; the test fails if the process does, or does not where it should."""
+    """Output of ``mim train``; the test fails if the process does, or does not where it should.
+
+    Args:
+        package: whose command and configs.
+        site: the folder of our package, which is also the one to be in.
+    """
     mim = Path(sys.executable).with_name("mim")
-    command = [str(mim), "train", "mmpretrain", str(config), *launch]
+    command = [str(mim), "train", package, str(config), *launch]
     command += ["--work-dir", str(work_dir)]
     if options:
         command += ["--cfg-options", *(f"{key}={value}" for key, value in options.items())]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},  # for hooks of the tests' own
+        command, cwd=site, capture_output=True, text=True, timeout=900,
+        env={**os.environ, "PYTHONPATH": str(site)},  # for hooks of the tests' own
     )  # fmt: skip
     assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr

@@ -16,7 +16,7 @@ base_masking = dict(
     # About as hard masks as at 1, for next to nothing: docs/evidence.md.
     network=dict(downsample=8),
     threshold=dict(type="quantile"),
-    estimator=dict(type="straight_through"),
+    estimator=dict(type="inclusion"),
     loss=dict(type="CombinedAdversarialLoss", lambda_adv=0.5),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from mmpretrain.apis import ModelHub
 import amn_masking.adapters.mmpretrain
 from amn_masking.adapters.mmpretrain.runner.model_index import register_models
 from tests.conftest import ROOT
+from tests.helpers.mim import TINY, data_options, mim_train, scalars
 
 CONFIGS = ROOT / "configs/mmpretrain"
 ASK = """
@@ -32,7 +34,9 @@ print(json.dumps([amn_masking.__file__, list_models('*amn*'), type(model).__modu
 
 
 def test_every_shipped_config_has_a_name_and_every_name_a_config():
-    shipped = {path for path in CONFIGS.rglob("*.py") if path.parent.name != "_base_"}
+    found = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
+    # Models are named; the arms of a comparison are not.
+    shipped = {CONFIGS / path for path in found if not {"_base_", "evidence"} & set(path.parts)}
     named = [Path(ModelHub._models_dict[name].config) for name in list_models("*amn*")]
     assert len(named) == len(set(named)) == len(shipped)
     assert set(named) == shipped
@@ -59,15 +63,21 @@ def test_registering_again_changes_nothing():
     assert ModelHub._models_dict == before
 
 
-@pytest.mark.slow
-def test_an_installed_wheel_brings_its_configs(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder of site-packages with an installed wheel of ours, not the checkout."""
+    place = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     offline = ["--no-deps", "--no-index"]
-    build = ["wheel", "--no-build-isolation", *offline, "--wheel-dir", tmp_path, ROOT]
+    build = ["wheel", "--no-build-isolation", *offline, "--wheel-dir", place, ROOT]
     subprocess.run([*pip, *build], check=True)
-    (wheel,) = tmp_path.glob("amn_masking-*.whl")
-    site = tmp_path / "site"
-    subprocess.run([*pip, "install", *offline, "--target", site, wheel], check=True)
+    (wheel,) = place.glob("amn_masking-*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", place / "site", wheel], check=True)
+    return place / "site"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_brings_its_configs(tmp_path, site):
     done = subprocess.run(
         [sys.executable, "-c", ASK], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True, text=True,
@@ -78,3 +88,22 @@ def test_an_installed_wheel_brings_its_configs(tmp_path):
     assert names == list_models("*amn*")
     assert module == "amn_masking.adapters.mmpretrain.methods.backbone_masks"
     assert Path(config).is_relative_to(site)
+
+
+@pytest.mark.slow
+def test_mim_finds_the_configs_of_an_installed_wheel_by_name(tmp_path, site, photos):
+    """In ``.mim``, as OpenMMLab's own packages have them. ``mim download`` asks for weights, of
+    which none are published.
+    """
+    options = TINY | data_options(photos) | {"train_dataloader.dataset.pipeline.1.scale": 64}
+    said = mim_train(
+        "mae_amn_vit-tiny_photos.py", tmp_path, options, package="amn_masking", site=site
+    )
+    assert f"will use {site}" in said
+    assert scalars(tmp_path)
+    found = subprocess.run(
+        [str(Path(sys.executable).with_name("mim")), "search", "amn_masking"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert set(re.findall("config id: (.*)", found.stdout)) == set(list_models("*amn*"))

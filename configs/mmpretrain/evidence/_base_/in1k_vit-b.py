@@ -1,0 +1,25 @@
+# What every pre-training of the comparison shares: mmpretrain's own MAE recipe at its mask ratio of
+# 0.75, ViT-B/16 at 224 on ImageNet-1k, 300 epochs, 8 x 512 images. All masks here hide the same
+# share, so that equal epochs are equal FLOPs (to within 1 %).
+#
+# Expects data/imagenet/{train,val}/<class>/*.
+_base_ = [
+    "mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py",
+    "../../_base_/amn.py",
+]
+
+model = dict(type="amn_masking.MAE")
+train_dataloader = dict(collate_fn=_base_.base_collate_fn)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.base_masking_keys))
+default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))
+
+# `masking` of each arm.
+base_network = dict(downsample=8)
+base_random = dict(type="RandomMasking")
+base_green_noise = dict(type="ColorNoiseMasking", color="green")
+base_hard_patches = dict(type="HardPatchMasking", network=base_network)
+base_half_random = dict(
+    type="AdversarialMasking",
+    network=base_network,
+    random_share=dict(type="linear", start=1.0, end=0.5),
+)

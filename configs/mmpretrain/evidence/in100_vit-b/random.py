@@ -1,0 +1,4 @@
+# ImageNet-100, ViT-B/16: random masks, as stock MAE has them.
+_base_ = "../_base_/in100_vit-b.py"
+
+model = dict(masking=_base_.base_random)

@@ -1,0 +1,7 @@
+# ImageNet-1k, ViT-B/16: linear probe, mmpretrain's recipe for MAE.
+_base_ = "../../benchmarks/vit-base-p16_8xb2048-linear-coslr-90e_in1k.py"
+
+# The checkpoint of the pre-training: --cfg-options model.backbone.init_cfg.checkpoint=...
+model = dict(
+    backbone=dict(init_cfg=dict(checkpoint="epoch_300.pth")),
+)
