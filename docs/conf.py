@@ -12,6 +12,7 @@ import amn_masking  # noqa: E402
 
 project = "amn_masking"
 author = "The amn_masking authors"
+copyright = author
 version = release = amn_masking.__version__
 
 extensions = [
@@ -29,12 +30,10 @@ bibtex_default_style = "unsrt"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_inherit_docstrings = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
-# torch.Tensor, mmengine's Hook and others are not documented here, and building needs no network.
-nitpicky = False
 
 html_theme = "furo"
 html_title = f"amn_masking {version}"

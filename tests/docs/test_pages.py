@@ -28,7 +28,7 @@ def entries(page: Path) -> set[Path]:
     """The pages in a page's tables of contents."""
     fences = re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text(), re.M | re.S)
     lines = [line for fence in fences for line in fence.splitlines()]
-    names = [line for line in lines if line and not line.startswith(":")]
+    names = [re.sub(r".*<(.*)>", r"\1", line) for line in lines if line and line[0] != ":"]
     return {page.parent / f"{name}.md" for name in names}
 
 
