@@ -19,8 +19,9 @@ env-forks:
 	@bash .ci/env.sh .venv-onedl "onedl,test,dev"
 
 demo: env data/photos
-	.venv/bin/mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)
-	@$(PYTHON_ENV) demo/report.py $(WORK_DIR)
+	@echo "As by: mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)"
+	@$(PYTHON_ENV) -W ignore demo/train.py $(CONFIG) $(WORK_DIR)
+	@$(PYTHON_ENV) -W ignore demo/report.py $(WORK_DIR)
 
 test: env
 	$(PYTHON_ENV) -m pytest -n 2
