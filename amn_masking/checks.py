@@ -32,6 +32,6 @@ def check_finite(values: Tensor, message: str) -> None:
     """
     finite = torch.isfinite(values).all()
     if values.device.type == "cuda" or torch.compiler.is_compiling():
-        torch._assert_async(finite, message)
+        torch._assert_async(finite, message[:254])  # all that CUDA takes
     elif not bool(finite):
         raise ValueError(message)
