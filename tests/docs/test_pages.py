@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+import amn_masking
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -52,6 +53,10 @@ def test_relative_links_point_to_files(page):
 def test_links_are_found():
     found = links(ROOT / "README.md")
     assert {"docs/images/front.jpg", "docs/evidence.md", "CITATION.cff"} <= set(found)
+
+
+def test_the_citation_is_of_this_version():
+    assert f"version: {amn_masking.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 PAGES = ["README.md", "configs/mmpretrain/README.md"]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "```python" in (ROOT / page).read_text()]
-SLOW = {"README.md"}  # trains for a minute
+SLOW = {"README.md", "docs/tutorial.md"}  # these train
 MOST = 20  # lines of a part of one's own
 
 
