@@ -26,7 +26,7 @@ demo: env data/photos
 test: env
 	$(PYTHON_ENV) -m pytest -n 2
 
-# The site, in docs/_build/html; a warning, such as a link to nowhere, is an error.
+# make docs: the site, in docs/_build/html; a warning, such as a link to nowhere, is an error.
 docs: env
 	$(PYTHON_ENV) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
