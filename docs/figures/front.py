@@ -23,10 +23,11 @@ from torchvision.transforms.functional import resize
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking
 from amn_masking.adapters.timm import MaskedAutoencoder
 from amn_masking.meters import adversarial_gain
+from amn_masking.patches import unpatchify
 
 PATH = Path(__file__).resolve().parents[1] / "images/front.jpg"
-SIZE, PATCH, RATIO = (128, 192), 16, 0.25
-STEPS, EARLY, BATCH = 600, 40, 8
+SIZE, PATCH, RATIO = (64, 96), 8, 0.25
+STEPS, EARLY, BATCH = 1600, 60, 12
 HIDDEN = torch.tensor([0.93, 0.95, 0.98])[:, None, None]
 TITLES = (
     "photograph",
@@ -47,16 +48,15 @@ def train(photos: list[Tensor]) -> tuple[MaskedAutoencoder, dict[int, PatchMask]
     """The autoencoder, and the masks of the whole photographs after EARLY and STEPS steps."""
     torch.manual_seed(0)
     whole = torch.stack([resize(photo, SIZE, antialias=True) for photo in photos]) - 0.5
-    large = [resize(photo, [192, 288], antialias=True) - 0.5 for photo in photos]
-    crop = RandomResizedCrop(SIZE, scale=(0.4, 1.0), ratio=(1.3, 1.7), antialias=True)
-    encoder = timm.create_model(
-        "vit_tiny_patch16_224", img_size=SIZE, depth=4, num_classes=0, class_token=False,
-        global_pool="avg",
-    )  # fmt: skip
-    masking = AdversarialMasking(RATIO, PATCH, network=dict(downsample=4), random_share=0.25)
-    model = MaskedAutoencoder(encoder, masking, 128, 2, 4, norm_pix=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=STEPS)
+    large = [resize(photo, [96, 144], antialias=True) - 0.5 for photo in photos]
+    crop = RandomResizedCrop(SIZE, scale=(0.6, 1.0), ratio=(1.4, 1.6), antialias=True)
+    shape = dict(img_size=SIZE, patch_size=PATCH, embed_dim=128, depth=4, num_heads=4)
+    plain = dict(num_classes=0, class_token=False, global_pool="avg")
+    encoder = timm.create_model("vit_tiny_patch16_224", **shape, **plain)
+    masking = AdversarialMasking(RATIO, PATCH, network=dict(downsample=2), random_share=0.25)
+    model = MaskedAutoencoder(encoder, masking, 96, 2, 4, norm_pix=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     masks = {}
     for step in range(1, STEPS + 1):
         images = torch.stack([crop(large[i]) for i in torch.randint(len(large), (BATCH,))])
@@ -69,7 +69,7 @@ def train(photos: list[Tensor]) -> tuple[MaskedAutoencoder, dict[int, PatchMask]
             model.eval()
             masks[step] = masking(whole)
             model.train()
-        if step % 100 == 0:
+        if step % 200 == 0:
             with torch.no_grad():
                 gain = adversarial_gain(
                     lambda mask: model.error_under(images, mask),  # noqa: B023
@@ -82,13 +82,11 @@ def train(photos: list[Tensor]) -> tuple[MaskedAutoencoder, dict[int, PatchMask]
 @torch.no_grad()
 def draw(photos: list[Tensor], model: MaskedAutoencoder, masks: dict[int, PatchMask]) -> None:
     shown = torch.stack([resize(photo, [341, 512], antialias=True) for photo in photos])
-    side = (SIZE[0] * 3, SIZE[1] * 3)
+    side = (SIZE[0] * 6, SIZE[1] * 6)
     shown = interpolate(shown, side, mode="bicubic", antialias=True).clamp(0, 1)
     whole = torch.stack([resize(photo, SIZE, antialias=True) for photo in photos]) - 0.5
     late = masks[STEPS]
     pred = model.predict(whole, late)
-    from amn_masking.patches import unpatchify
-
     pred = unpatchify(pred, model.patch_size, late.grid) + 0.5
     pred = interpolate(pred, side, mode="bicubic").clamp(0, 1)
     rebuilt = torch.where(late.pixel_mask(*side).bool(), pred, shown)
