@@ -337,6 +337,34 @@ def ablation() -> list[Setting]:
     return settings
 
 
+def estimator() -> list[Setting]:
+    """Which estimator: the adversary where it is best."""
+    return [
+        replace(
+            learned(RECIPES["shapes"], 0.375, "adversarial", estimator=dict(type=kind)),
+            strategy=f"adversarial, {kind}",
+        )
+        for kind in ("straight_through", "inclusion")
+    ]
+
+
+def half_random() -> list[Setting]:
+    """The learned masks that lose least on photographs, and random ones of that ratio."""
+    share = dict(type="linear", start=1.0, end=0.5)
+    options = dict(random_share=share, estimator=dict(type="inclusion"))
+    return [
+        setting
+        for data in USABLE
+        for setting in (
+            random_masks(RECIPES[data], 0.75),
+            replace(
+                learned(RECIPES[data], 0.75, "adversarial", **options),
+                strategy="adversarial, random share 1 to 0.5",
+            ),
+        )
+    ]
+
+
 CROSSED = (
     "random", "block", "color noise, red", "cooperative", "adversarial", "hard patches", "oracle",
 )  # fmt: skip
@@ -371,7 +399,7 @@ def tiny() -> list[Setting]:
 EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
-    "grid16": grid16, "tiny": tiny,
+    "grid16": grid16, "tiny": tiny, "estimator": estimator, "half_random": half_random,
     "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
     "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
     "cifar_epochs": cifar_arms.cifar_epochs,

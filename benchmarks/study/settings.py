@@ -131,6 +131,8 @@ def learned(recipe: Recipe, ratio: float, strength: str, **options: Any) -> Sett
         type="AdversarialMasking",
         mask_ratio=ratio,
         strength=STRENGTHS[strength],
+        # The default when these were run.
+        estimator=dict(type="straight_through"),
         # At the full resolution this network would cost more than the small autoencoder.
         **network(max(1, recipe.patch // 3)),
     )

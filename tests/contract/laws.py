@@ -91,9 +91,10 @@ def soft_mask(logits: Tensor, tau: Tensor) -> Tensor:
 
 
 def gradient_up(target: Target) -> bool:
-    """The masking network gets -lambda times the gradient of its objective, written anew, and
-    descending along it masks harder patches."""
-    images, masking = images_of(target), learned(target)
+    """The masking network gets -lambda times the gradient of straight_through's objective, written
+    anew, and descending along it masks harder patches."""
+    images = images_of(target)
+    masking = learned(target, estimator=dict(type="straight_through"))
     step = target.step(model_of(target), images, masking)
     got = gradients(step.loss, masking)
     mask, error = step.patch_mask.mask, step.error.detach().float()

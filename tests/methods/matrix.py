@@ -160,7 +160,9 @@ def error_exact(label: str, photos: Path, masking: dict = LEARNED) -> bool:
 
 
 def gradient_up(label: str, photos: Path, masking: dict = LEARNED) -> bool:
-    """The network's gradient is -lambda times that of sum(advantage * soft mask), written anew."""
+    """The network's gradient is -lambda times that of straight_through's objective,
+    sum(advantage * soft mask), written anew."""
+    masking = {**masking, "estimator": dict(type="straight_through")}
     model, inputs, samples = build(label, photos, masking=masking)
     seen = Watched(model, inputs, samples)
     network = list(model.masking.network.parameters())

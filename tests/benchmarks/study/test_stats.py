@@ -20,6 +20,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from amn_masking import AdversarialMasking, PatchMask
+from amn_masking.estimators import ESTIMATORS
 from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.evidence import write_evidence
@@ -213,12 +214,23 @@ def test_what_the_search_found_is_its_best_committed_trial(data):
 
 @pytest.mark.parametrize("name", ["mae_amn_vit-b.py", "mae_amn_vit-tiny_photos.py"])
 def test_the_shipped_configs_mask_as_the_search_found(name):
+    """But for the estimator, which was chosen later."""
     model = Config.fromfile(RESULTS.parents[1] / "configs/mmpretrain" / name).model
     found = FOUND["shapes"]
     shipped = {"mask_ratio": model.backbone.get("mask_ratio"), **model.masking}
     defaults = inspect.signature(AdversarialMasking).parameters
-    for option in set(found) - {"network"}:
+    for option in set(found) - {"network", "estimator"}:
         assert shipped.get(option, getattr(defaults.get(option), "default", None)) == found[option]
+
+
+def test_the_default_estimator_is_the_better_of_the_committed_rows():
+    probes: dict[str, list[float]] = {}
+    for row in store.read(RESULTS / "study_estimator.csv"):
+        kind = json.loads(row["settings"])["masking"]["estimator"]["type"]
+        probes.setdefault(kind, []).append(float(row["probe"]))
+    assert {len(values) for values in probes.values()} == {8}
+    best = max(probes, key=lambda kind: np.mean(probes[kind]))
+    assert type(AdversarialMasking().estimator) is ESTIMATORS[best]
 
 
 @pytest.mark.parametrize("chosen", [EQUAL_FLOPS, EQUAL_TIME])
