@@ -9,15 +9,6 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    "model",
-    parent=ROOT_MODELS,
-    scope="amn_masking",
-    locations=["amn_masking.adapters.mmpretrain"],
-)
-HOOKS = Registry(
-    "hook",
-    parent=ROOT_HOOKS,
-    scope="amn_masking",
-    locations=["amn_masking.adapters.mmpretrain"],
-)
+LOCATIONS = ["amn_masking.adapters.mmpretrain"]
+MODELS = Registry("model", parent=ROOT_MODELS, scope="amn_masking", locations=LOCATIONS)
+HOOKS = Registry("hook", parent=ROOT_HOOKS, scope="amn_masking", locations=LOCATIONS)

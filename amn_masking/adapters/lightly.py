@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amn_masking.losses import CRITERIA
+from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 
 
@@ -57,10 +57,7 @@ def bool_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> Tensor:
 
     There the mask token replaces what is masked, so the images may mask different numbers.
 
-    Args:
-        patch_mask: as for :func:`token_mask`, with equal or free counts.
-        backbone: as for :func:`token_mask`.
-        images: as for :func:`token_mask`.
+    Arguments as for :func:`token_mask`; the mask may have free counts.
 
     Returns:
         ``(B, P + L)`` bool, True = masked; never at the prefix tokens.
@@ -100,19 +97,13 @@ def patch_error(
             "expected pred and target of one shape (B, M, D) and idx_mask of (B, M), got "
             f"{tuple(pred.shape)}, {tuple(target.shape)} and {tuple(idx_mask.shape)}"
         )
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {sorted(CRITERIA)}, got {criterion!r}")
-    error = CRITERIA[criterion](pred, target, reduction="none").mean(-1)
+    error = CombinedAdversarialLoss(criterion).error(pred, target)
     everywhere = error.new_zeros(patch_mask.mask.shape)
     return everywhere.scatter(1, idx_mask - prefix_tokens(backbone), error)
 
 
 def prefix_tokens(backbone: Any) -> int:
-    """How many tokens stand in front of the patches.
-
-    Raises:
-        TypeError: the backbone is none of lightly's.
-    """
+    """How many tokens stand in front of the patches; refuses what is no backbone of lightly's."""
     if not hasattr(backbone, "sequence_length") or not hasattr(backbone, "vit"):
         raise TypeError(
             "expected lightly's MaskedVisionTransformerTIMM or MaskedVisionTransformerTorchvision, "
@@ -122,12 +113,7 @@ def prefix_tokens(backbone: Any) -> int:
 
 
 def check(patch_mask: PatchMask, backbone: Any, images: Tensor) -> int:
-    """The number of prefix tokens, if the mask suits the backbone and the images.
-
-    Raises:
-        TypeError: the backbone is none of lightly's.
-        ValueError: with the way out.
-    """
+    """The number of prefix tokens, if the mask suits the backbone and the images."""
     prefix, vit, name = prefix_tokens(backbone), backbone.vit, type(backbone).__name__
     embed = getattr(vit, "patch_embed", None)
     if embed is None:  # torchvision's, whose positions lightly interpolates

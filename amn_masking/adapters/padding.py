@@ -1,11 +1,12 @@
-"""Rows of different lengths through transformer blocks that are called as ``block(x)``."""
+"""Rows of different lengths through an autoencoder whose blocks are called as ``block(x)``."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,32 @@ DIFFERENT = "the images of this batch keep different numbers of patches"
 
 
 @contextmanager
-def hidden_from_attention(blocks: Iterable[nn.Module], padding: Tensor) -> Iterator[None]:
-    """For the duration, attention in the blocks does not look at the padding.
+def hidden_padding(model: Any, padding: Tensor | None) -> Iterator[None]:
+    """For the duration, rows of different lengths come out of an autoencoder as each would alone.
+
+    Attention in the encoder does not look at the padding, and the decoder gets mask tokens in its
+    place: it finds masked patches there, ``ids_restore`` sends them there.
 
     Args:
-        blocks: with ``forward(x, attn_mask=None)``, as timm's from version 1.0.16. They are given
-            ``(B, P + N, D)`` tokens; the P prefix tokens in front are seen by all.
-        padding: ``(B, N)`` bool, True = padding; see :attr:`PatchMask.padding`.
+        model: with ``blocks`` of ``forward(x, attn_mask=None)``, as timm's from version 1.0.16, for
+            ``(B, P + N, D)`` tokens, of which the P prefix tokens in front are seen by all;
+            ``decoder_embed``; and ``mask_token``.
+        padding: ``(B, N)`` bool, True = padding; see :attr:`PatchMask.padding`. None for none.
 
     Raises:
-        ValueError: a block takes no attention mask; or activation checkpointing is on. It runs the
-            blocks again in backward, when the padding is no longer hidden, and the gradients would
-            be wrong without a word.
+        ValueError: a block takes no attention mask, or there is no decoder of that kind; or
+            activation checkpointing is on. It runs the blocks again in backward, when the padding
+            is no longer hidden, and the gradients would be wrong without a word.
     """
+    if padding is None:
+        yield
+        return
+    embed, token = getattr(model, "decoder_embed", None), getattr(model, "mask_token", None)
+    if not isinstance(embed, nn.Module) or not isinstance(token, Tensor):
+        raise ValueError(
+            f"{DIFFERENT}, and the decoder gets its mask tokens in the place of padding, but "
+            f"{type(model).__name__} has no decoder_embed and mask_token; {QUANTILE}"
+        )
     recording, depth = torch.is_grad_enabled(), checkpoints_below()
 
     def with_mask(block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -38,16 +52,19 @@ def hidden_from_attention(blocks: Iterable[nn.Module], padding: Tensor) -> Itera
             )
         return args, {**kwargs, "attn_mask": attention_mask(args[0], padding)}
 
+    def with_mask_tokens(module: nn.Module, args: tuple, tokens: Tensor) -> Tensor:
+        return mask_tokens_in_padding(tokens, token, padding)
+
     with ExitStack() as stack:
-        for block in blocks:
+        for block in model.blocks:
             if "attn_mask" not in inspect.signature(block.forward).parameters:
                 raise ValueError(
                     f"{DIFFERENT}, and the padding is hidden by attn_mask, which "
                     f"{type(block).__module__}.{type(block).__name__} does not take (timm's blocks "
                     f"do from version 1.0.16); {QUANTILE}"
                 )
-            handle = block.register_forward_pre_hook(with_mask, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(block.register_forward_pre_hook(with_mask, with_kwargs=True))
+        stack.enter_context(embed.register_forward_hook(with_mask_tokens))
         yield
 
 
@@ -67,29 +84,10 @@ def attention_mask(tokens: Tensor, padding: Tensor) -> Tensor:
     return torch.zeros_like(hidden, dtype=tokens.dtype).masked_fill(hidden, float("-inf"))
 
 
-@contextmanager
-def mask_tokens_in_padding(
-    decoder_embed: nn.Module, mask_token: Tensor, padding: Tensor
-) -> Iterator[None]:
-    """For the duration, the decoder gets mask tokens where the encoder had padding.
-
-    It finds masked patches in those places: ``ids_restore`` sends them there.
-
-    Args:
-        decoder_embed: gives ``(B, P + N, D)`` tokens of the decoder.
-        mask_token: broadcasts to them.
-        padding: ``(B, N)`` bool, True = padding.
-    """
-
-    def replaced(module: nn.Module, args: tuple, tokens: Tensor) -> Tensor:
-        hidden = nn.functional.pad(padding, (tokens.shape[1] - padding.shape[1], 0), value=False)
-        return torch.where(hidden[:, :, None], mask_token, tokens)
-
-    handle = decoder_embed.register_forward_hook(replaced)
-    try:
-        yield
-    finally:
-        handle.remove()
+def mask_tokens_in_padding(tokens: Tensor, mask_token: Tensor, padding: Tensor) -> Tensor:
+    """The decoder's ``(B, P + N, D)`` tokens, with mask tokens where the encoder had padding."""
+    hidden = nn.functional.pad(padding, (tokens.shape[1] - padding.shape[1], 0), value=False)
+    return torch.where(hidden[:, :, None], mask_token, tokens)
 
 
 def checkpoints_below() -> int:

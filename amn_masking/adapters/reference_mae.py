@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from amn_masking.adapters.padding import hidden_from_attention, mask_tokens_in_padding
+from amn_masking.adapters.padding import hidden_padding
 from amn_masking.mask import PatchMask
 from amn_masking.patches import masked_mean, normalise_patches
 from amn_masking.strategies import MaskingStrategy
@@ -49,7 +47,6 @@ class MaskedAutoencoderMixin(nn.Module):
     masking: Any
     patch_embed: Any
     patchify: Any
-    blocks: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,7 +88,7 @@ class MaskedAutoencoderMixin(nn.Module):
             patch_mask.check_grid(imgs, size, name, grid)
         imgs = patch_mask.fill_invalid(imgs)
         call.arguments[next(iter(call.arguments))] = imgs
-        with self.hidden_padding(patch_mask):
+        with hidden_padding(self, patch_mask.padding):
             outputs = stock(*call.args, **call.kwargs)
         if self.masking is None:
             return outputs
@@ -181,23 +178,3 @@ class MaskedAutoencoderMixin(nn.Module):
                 "patch_error(imgs, pred) to give that error of each patch, (B, L)"
             )
         self.error_checked = True
-
-    @contextmanager
-    def hidden_padding(self, patch_mask: PatchMask) -> Iterator[None]:
-        """Context in which rows of different lengths come out as each would alone."""
-        padding = patch_mask.padding
-        if padding is None:
-            yield
-            return
-        embed, token = getattr(self, "decoder_embed", None), getattr(self, "mask_token", None)
-        if not isinstance(embed, nn.Module) or not isinstance(token, Tensor):
-            raise ValueError(
-                "the images of this batch keep different numbers of patches, and the decoder gets "
-                f"its mask tokens in the place of padding, but {type(self).__name__} has no "
-                "decoder_embed and mask_token; use threshold=dict(type='quantile')"
-            )
-        with (
-            hidden_from_attention(self.blocks, padding),
-            mask_tokens_in_padding(embed, token, padding),
-        ):
-            yield

@@ -69,10 +69,8 @@ def backbone_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The encoder's weights, named as in the encoder.
 
     Where the run had an ``EMAHook`` these are the averaged weights: mmengine puts them into
-    ``state_dict`` when it saves, and the raw ones into ``ema_state_dict``.
-
-    Raises:
-        ValueError: the checkpoint has no ``state_dict``, or that has no ``backbone.*``.
+    ``state_dict`` when it saves, and the raw ones into ``ema_state_dict``. Without weights named
+    ``backbone.*`` it raises a ValueError.
     """
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict):

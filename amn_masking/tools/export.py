@@ -37,10 +37,7 @@ def timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Both compute the same: qkv in one matrix, exact GELU, LayerNorm with eps 1e-6, the fixed
     position embedding added to class token and patches alike, a norm at the end. MFF's projections
-    are left out: they serve its pre-training only.
-
-    Raises:
-        ValueError: the backbone is not a plain ViT with a final norm.
+    are left out: they serve its pre-training only. Other backbones are refused.
     """
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(MFF_ONLY)}
     numbered = [re.match(r"layers\.(\d+)\.", name) for name in weights]

@@ -90,8 +90,7 @@ def evaluate(
     Args:
         cfg: mmengine ``Config`` of a linear probe.
         checkpoint: of the pre-training, or what ``export --to mmpretrain`` wrote.
-        k: number of neighbours.
-        temperature: of their votes.
+        k, temperature: as for :func:`vote`.
         device: where the encoder runs.
 
     Returns:

@@ -85,7 +85,7 @@ BREAKS = (
     Break(
         "resume: another model's checkpoint is not looked at",
         MMPRETRAIN + "runner/resume.py",
-        "        check_resumable(checkpoint, model_of(runner), self.filename)",
+        "        check_resumable(checkpoint, unwrapped(runner), self.filename)",
         "        pass",
         RUNNER_TESTS + "test_resume.py::test_resuming_without_the_masking_network[None]",
     ),

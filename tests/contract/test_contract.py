@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -70,8 +69,8 @@ def unmasked_in_eval(self, x, mask, ids):
     return (x if self.training else x * 2), mask, ids
 
 
-def nothing(*args):
-    return nullcontext()
+def hides_nothing(tokens, padding):
+    return torch.zeros(tokens.shape[0], 1, 1, tokens.shape[1])
 
 
 def hides_the_class_token(tokens, padding):
@@ -128,8 +127,11 @@ BROKEN = {
     "something left behind": ("untouched", (Mixin, "forward", leaves_something)),
     "another error": ("wrong use", (Mixin, "forward", not_a_value_error)),
     "patch size not looked at": ("wrong use", (Mixin, "make_mask", lambda self, x: rolled_in(x))),
-    "padding seen": ("free counts", (reference_mae, "hidden_from_attention", nothing)),
-    "padding decoded": ("free counts", (reference_mae, "mask_tokens_in_padding", nothing)),
+    "padding seen": ("free counts", (padding, "attention_mask", hides_nothing)),
+    "padding decoded": (
+        "free counts",
+        (padding, "mask_tokens_in_padding", lambda tokens, mask_token, padding: tokens),
+    ),
     "class token hidden": ("free counts", (padding, "attention_mask", hides_the_class_token)),
     "gate left open": (
         "gate",

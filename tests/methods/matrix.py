@@ -272,10 +272,10 @@ def support(label: str, photos: Path) -> dict[str, str]:
     kinds = {"CrossEntropyLoss": "visual tokens", "CAELoss": "visual tokens, features"}
     target = kinds.get(type(model.loss_module).__name__, "features")
     return {
-        "predicts": "pixels" if model.predicts_pixels() else target,
-        "counts": "free" if model.takes_free_counts() else "equal",
+        "predicts": "pixels" if model.predicts_pixels else target,
+        "counts": "free" if model.takes_free_counts else "equal",
         # The error of each patch always; with gate=True also through the visible tokens.
-        "gradient path": "error, or error and tokens" if model.takes_gate() else "error",
+        "gradient path": "error, or error and tokens" if model.takes_gate else "error",
         "patch": f"{model.patch_size[0]}",
         "ratio": f"{model.own_mask_ratio():.3g}",
     }

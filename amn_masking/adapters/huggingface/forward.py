@@ -70,17 +70,13 @@ def masked_forward(
     side = vit_mae.vit.embeddings.patch_embeddings.image_size
     any_size = kwargs.get("interpolate_pos_encoding")
     own_grid = None if any_size else (side[0] // size[0], side[1] // size[1])
+    given: dict[str, Any] = {} if valid is None else {"valid": valid}
     passes: list[MaskedPass] = []
     masks: list[PatchMask] = []
 
-    def mask_of(images: Tensor) -> PatchMask:
-        if isinstance(masking, PatchMask):
-            return masking
-        return masking(images) if valid is None else masking(images, valid=valid)
-
     def hand_in(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         images = kwargs["pixel_values"]
-        patch_mask = mask_of(images)
+        patch_mask = masking if isinstance(masking, PatchMask) else masking(images, **given)
         patch_mask.check_grid(images, size, NAME, own_grid)
         if patch_mask.visible_counts is not None:
             raise ValueError(
@@ -102,16 +98,14 @@ def masked_forward(
         passes.append(MaskedPass(outputs, reconstruction, error, masks[0]))
 
     own_ratio = config.mask_ratio
-    handles = [
-        vit_mae.register_forward_pre_hook(hand_in, with_kwargs=True),
-        vit_mae.register_forward_hook(add_terms, with_kwargs=True),
-    ]
     try:
-        outputs = model(pixel_values=pixel_values, **kwargs)
+        with (
+            vit_mae.register_forward_pre_hook(hand_in, with_kwargs=True),
+            vit_mae.register_forward_hook(add_terms, with_kwargs=True),
+        ):
+            outputs = model(pixel_values=pixel_values, **kwargs)
     finally:
         config.mask_ratio = own_ratio
-        for handle in handles:
-            handle.remove()
     return passes[0]._replace(outputs=outputs)
 
 

@@ -119,11 +119,8 @@ def names_as_saved(model: Any, resumed: str = "") -> Iterator[None]:
 
     Args:
         model: the Trainer's.
-        resumed: the folder of the run that is to go on, whose weights have to be the model's; empty
-            for weights that need not be all.
-
-    Raises:
-        ValueError: inside, from ``load_state_dict``: they are not.
+        resumed: the folder of the run that is to go on, whose weights have to be the model's, or
+            ``load_state_dict`` raises a ValueError; empty for weights that need not be all.
     """
     own = list(model.state_dict())
     saved: dict[str, str] = {}
@@ -146,8 +143,5 @@ def names_as_saved(model: Any, resumed: str = "") -> Iterator[None]:
                 "resume_from_checkpoint"
             )
 
-    handle = model.register_load_state_dict_pre_hook(rename)
-    try:
+    with model.register_load_state_dict_pre_hook(rename):
         yield
-    finally:
-        handle.remove()

@@ -23,20 +23,15 @@ except ImportError as error:
     ) from error
 
 from amn_masking import strategies
-from amn_masking.adapters.mmpretrain.methods import (
-    CAE,
+from amn_masking.adapters.mmpretrain.methods.backbone_masks import (
     EVA,
     MAE,
-    METHODS,
     MFF,
     MILAN,
-    BEiT,
-    MaskFeat,
     MixMIM,
-    SimMIM,
     SparK,
-    iTPN,
 )
+from amn_masking.adapters.mmpretrain.methods.sample_masks import CAE, BEiT, MaskFeat, SimMIM, iTPN
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
 from amn_masking.adapters.mmpretrain.runner import install
 from amn_masking.adapters.mmpretrain.runner.meters_hook import MaskingMetersHook
@@ -65,6 +60,13 @@ __all__ = [
     "iTPN",
 ]
 
+# By the name that mmpretrain gives them.
+METHODS = {
+    cls.__name__: cls
+    for cls in (MAE, EVA, MFF, MILAN, SimMIM, MaskFeat, BEiT, CAE, iTPN, SparK, MixMIM)
+}
+STRATEGIES = [getattr(strategies, name) for name in strategies.__all__ if name != "MaskingStrategy"]
+
 
 def offer(registry: Registry, cls: type) -> None:
     """Register ``cls`` by its bare name in mmpretrain's registry, unless another has the name."""
@@ -83,7 +85,6 @@ def offer(registry: Registry, cls: type) -> None:
 
 register_models()
 MaskedMethod.prepare_process = install
-STRATEGIES = [getattr(strategies, name) for name in strategies.__all__ if name != "MaskingStrategy"]
 # By force: after an import that failed half-way, the second try says the same as the first.
 for method in METHODS.values():
     MODELS.register_module(module=method, force=True)

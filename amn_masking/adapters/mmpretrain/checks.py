@@ -12,9 +12,14 @@ from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.strategies import MaskingStrategy
 
+EQUAL_COUNTS = "needs the same number of visible patches in every image"
+NO_GATE = "takes its mask as ids or as a plain tensor, through which no gradient flows"
+
 
 class MaskableMethod(BaseSelfSupervisor):
     """The part of :class:`MaskedMethod` that asks what the method is and refuses what cannot be.
+
+    Each ``check_`` raises a ValueError with the reason and the way out.
 
     Attributes:
         backbones: the backbones that the method can be masked with.
@@ -25,11 +30,7 @@ class MaskableMethod(BaseSelfSupervisor):
     backbones: tuple[type[nn.Module], ...] = (nn.Module,)
 
     def check_method(self) -> None:
-        """Refuse a form of the method that cannot take a strategy.
-
-        Raises:
-            ValueError: with the reason.
-        """
+        """Refuse a form of the method that cannot take a strategy."""
         name = type(self).__name__
         if not isinstance(self.backbone, self.backbones):
             known = " or ".join(backbone.__name__ for backbone in self.backbones)
@@ -46,7 +47,7 @@ class MaskableMethod(BaseSelfSupervisor):
                 f"head of {name} has {type(loss).__name__}. Subclass one of those, or override "
                 "patch_error"
             )
-        if isinstance(loss, CombinedAdversarialLoss) and not self.predicts_pixels():
+        if isinstance(loss, CombinedAdversarialLoss) and not self.predicts_pixels:
             raise ValueError(
                 f"{name} does not predict pixels, so its head's loss cannot be a "
                 "CombinedAdversarialLoss; leave the head as it is and put it into the strategy: "
@@ -54,21 +55,13 @@ class MaskableMethod(BaseSelfSupervisor):
             )
 
     def check_strategy(self, masking: MaskingStrategy) -> None:
-        """Refuse a strategy that this method cannot follow.
-
-        Raises:
-            ValueError: with the reason and the way out.
-        """
+        """Refuse a strategy that this method cannot follow."""
         name = f"{type(self).__name__} with {type(self.backbone).__name__}"
         self.check_patch_size(masking.patch_size)
         masking.require(
             name,
-            equal_counts=""
-            if self.takes_free_counts()
-            else "needs the same number of visible patches in every image",
-            no_gate=""
-            if self.takes_gate()
-            else "takes its mask as ids or as a plain tensor, through which no gradient flows",
+            equal_counts="" if self.takes_free_counts else EQUAL_COUNTS,
+            no_gate="" if self.takes_gate else NO_GATE,
             normalised_targets=bool(getattr(self.head, "norm_pix", False)),
         )
         if masking.own_loss and isinstance(self.loss_module, CombinedAdversarialLoss):
@@ -86,11 +79,7 @@ class MaskableMethod(BaseSelfSupervisor):
             )
 
     def check_patch_size(self, patch_size: tuple[int, int]) -> None:
-        """Refuse patches that are not the method's.
-
-        Raises:
-            ValueError: with the right size.
-        """
+        """Refuse patches that are not the method's."""
         if patch_size != self.patch_size:
             raise ValueError(
                 f"masking has patch_size={patch_size}, but {type(self).__name__} works on patches "
@@ -98,11 +87,7 @@ class MaskableMethod(BaseSelfSupervisor):
             )
 
     def check_grid(self, patch_mask: PatchMask, images: Tensor) -> None:
-        """Refuse images that do not fit the model's size, before the forward pass.
-
-        Raises:
-            ValueError: with image size, grid and expected number of patches.
-        """
+        """Refuse images that do not fit the model's size, before the forward pass."""
         found = patch_mask.num_patches
         position = getattr(self.backbone, "pos_embed", None)
         neck: Any = getattr(self, "neck", None)
@@ -121,14 +106,31 @@ class MaskableMethod(BaseSelfSupervisor):
                     "images, or resize them"
                 )
 
+    def masking_defaults(self) -> dict[str, Any]:
+        """What the method itself says about patch size, channels and criterion."""
+        convolution = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
+        defaults: dict[str, Any] = {
+            "patch_size": self.patch_size,
+            "network": {"in_channels": convolution.in_channels},
+        }
+        # A combined loss in the head has the weights; two of them would be one too many.
+        if not isinstance(self.loss_module, CombinedAdversarialLoss):
+            penalty = getattr(self.loss_module, "penalty", None)
+            criterion = "L1" if isinstance(penalty, nn.L1Loss) else "L2"
+            defaults["loss"] = {"criterion": criterion}
+        return defaults
+
+    @property
     def takes_free_counts(self) -> bool:
         """Whether images of a batch may mask different numbers of patches."""
         return False
 
+    @property
     def takes_gate(self) -> bool:
         """Whether the mask multiplies tokens, so that ``gate=True`` has an effect."""
         return False
 
+    @property
     def predicts_pixels(self) -> bool:
         """Whether pictures can show the prediction, and the head's loss may be a combined one."""
         return False

@@ -12,13 +12,12 @@ import torch
 from mmengine.logging import print_log
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import Tensor
 
 from amn_masking import strategies
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
-from amn_masking.adapters.mmpretrain.loss_calls import seen_by_loss
 from amn_masking.adapters.mmpretrain.model_signals import bind
-from amn_masking.adapters.mmpretrain.patch_error import patch_error
+from amn_masking.adapters.mmpretrain.patch_error import patch_error, seen_by_loss
 from amn_masking.adapters.mmpretrain.proof import check_asked, compared
 from amn_masking.adapters.mmpretrain.ranks import warn_if_ranks_draw_alike
 from amn_masking.losses import CombinedAdversarialLoss
@@ -40,6 +39,10 @@ class MaskedMethod(MaskableMethod):
 
     Args:
         masking: a strategy or its config; None leaves the method as it is, bit for bit.
+
+    Raises:
+        TypeError: ``masking`` is not a masking strategy.
+        ValueError: an unknown strategy, or one that does not suit this method.
     """
 
     # Called when a model is built; the adapter puts runner.install here.
@@ -49,24 +52,16 @@ class MaskedMethod(MaskableMethod):
         self, *args: Any, masking: Mapping[str, Any] | MaskingStrategy | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        # Strategies without a ratio of their own, which follow the method's.
-        self.followers: list[MaskingStrategy] = []
-        # Any: a MaskingStrategy, or None.
-        self.masking: Any = None
-        # Whether the encoder was seen to use the mask that it was given.
-        self.proved = False
+        self.masking: Any = None  # or a MaskingStrategy
+        self.followers: list[MaskingStrategy] = []  # which have the method's mask ratio
+        self.proved = False  # whether the encoder was seen to use the mask that it was given
         if masking is not None:
             self.masking = self.build_masking(masking)
             self.built_ratio = self.own_mask_ratio()
         type(self).prepare_process()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
-        """The strategy, with the method's own patch size, channels and mask ratio as defaults.
-
-        Raises:
-            TypeError: ``masking`` is not a masking strategy.
-            ValueError: an unknown strategy, or one that does not suit this method.
-        """
+        """The strategy, with the method's own patch size, channels and mask ratio as defaults."""
         self.check_method()
         if isinstance(masking, Mapping):
             masking = self.from_config(dict(masking))
@@ -113,27 +108,11 @@ class MaskedMethod(MaskableMethod):
         if self.masking is not None:
             warn_if_ranks_draw_alike()
 
-    def masking_defaults(self) -> dict[str, Any]:
-        """What the method itself says about patch size, channels and criterion."""
-        convolution = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
-        defaults: dict[str, Any] = {
-            "patch_size": self.patch_size,
-            "network": {"in_channels": convolution.in_channels},
-        }
-        # A combined loss in the head has the weights; two of them would be one too many.
-        if not isinstance(self.loss_module, CombinedAdversarialLoss):
-            penalty = getattr(self.loss_module, "penalty", None)
-            criterion = "L1" if isinstance(penalty, nn.L1Loss) else "L2"
-            defaults["loss"] = {"criterion": criterion}
-        return defaults
-
     def follow_ratio(self) -> None:
         """Mask the share that the method says now, where the strategy was given none.
 
-        A hook may move the backbone's ``mask_ratio`` during training.
-
-        Raises:
-            ValueError: it was moved, but the strategy has a ratio of its own.
+        A hook may move the backbone's ``mask_ratio`` during training. A strategy that has a ratio
+        of its own is then refused.
         """
         ratio = self.own_mask_ratio()
         if ratio == self.built_ratio:
@@ -201,11 +180,7 @@ class MaskedMethod(MaskableMethod):
         data_samples: list[DataSample],
         **kwargs: Any,
     ) -> tuple[dict[str, Tensor], list[tuple]]:
-        """The method's own loss under a given mask, and what its loss module was called with.
-
-        Raises:
-            ValueError: the method did not use that mask.
-        """
+        """The method's own loss under a given mask, and what its loss module was called with."""
         samples = self.with_mask(data_samples, patch_mask)
         with (
             nullcontext()
@@ -283,7 +258,7 @@ class MaskedMethod(MaskableMethod):
             raise ValueError("reconstruct expected a model with masking=dict(type=...), got None")
         images = images_of(inputs)
         patch_mask = self.make_mask(images)
-        if not self.predicts_pixels():
+        if not self.predicts_pixels:
             return patch_mask, None
         _, calls = self.masked_loss(patch_mask, inputs, [DataSample() for _ in images])
         pred = calls[0][0]
@@ -315,11 +290,7 @@ def leave_out_foreign(config: dict[str, Any], cls: type, parameters: Mapping[str
 
 
 def images_of(inputs: Tensor | list[Tensor]) -> Tensor:
-    """``(B, C, H, W)`` images of a batch: itself, or the first of several views.
-
-    Raises:
-        ValueError: a list of single images, as ``pseudo_collate`` makes it.
-    """
+    """``(B, C, H, W)`` images of a batch: itself, or the first of several views."""
     images = inputs if isinstance(inputs, Tensor) else inputs[0]
     if images.dim() == 3:
         raise ValueError(

@@ -22,9 +22,6 @@ def bind(masking: MaskingStrategy, method: Any) -> None:
 
     By ``partial`` of a plain function: it is no submodule, so no weight is counted twice, and a
     deep copy of the method holds the copy's.
-
-    Raises:
-        ValueError: the backbone has no class token whose attention could be taken.
     """
     for strategy in masking.modules():
         if isinstance(strategy, AttentionMasking) and strategy.attention is None:
@@ -39,22 +36,18 @@ def bind(masking: MaskingStrategy, method: Any) -> None:
             strategy.error = partial(error_at_random, method, strategy)
 
 
+@torch.no_grad()
 def class_attention(backbone: selfsup.MAEViT, images: Tensor) -> Tensor:
     """``(B, L)``: what the class token attends to in the last layer, mean over the heads."""
     attention = backbone.layers[-1].attn
     seen: list[Tensor] = []
-    handle = attention.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
-        with torch.no_grad():
-            backbone(images, mask=None)
-            tokens = seen[0]
-            batch, length, _ = tokens.shape
-            qkv = attention.qkv(tokens).reshape(batch, length, 3, attention.num_heads, -1)
-            query, key = qkv[:, 0, 0], qkv[:, :, 1]
-            weights = torch.einsum("bhd,bnhd->bhn", query, key) * attention.head_dims**-0.5
-            return weights.float().softmax(2).mean(1)[:, 1:]
-    finally:
-        handle.remove()
+    with attention.register_forward_pre_hook(lambda module, args: seen.append(args[0])):
+        backbone(images, mask=None)
+    batch, length, _ = seen[0].shape
+    qkv = attention.qkv(seen[0]).reshape(batch, length, 3, attention.num_heads, -1)
+    query, key = qkv[:, 0, 0], qkv[:, :, 1]
+    weights = torch.einsum("bhd,bnhd->bhn", query, key) * attention.head_dims**-0.5
+    return weights.float().softmax(2).mean(1)[:, 1:]
 
 
 @torch.no_grad()
@@ -77,7 +70,7 @@ def error_at_random(method: Any, oracle: OracleMasking, images: Tensor) -> Tenso
             # the first again.
             shuffle = order.roll(-place * (length - num_visible), 1)
             patch_mask = PatchMask.from_shuffle(shuffle, num_visible, grid)
-            _, calls = method.masked_loss(patch_mask, images, samples)
-            total = total + method.patch_error(patch_mask, calls) * patch_mask.mask
+            error = method.error_under(patch_mask, images, samples)
+            total = total + error * patch_mask.mask
             count = count + patch_mask.mask
     return total / count

@@ -1,8 +1,10 @@
-"""Per-patch errors from what a head's loss module is called with."""
+"""What the head's loss module is called with, and per-patch errors from it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from mmpretrain.models import losses
@@ -14,12 +16,26 @@ from amn_masking.mask import PatchMask
 from amn_masking.patches import pool_to_patches
 
 PIXEL_LOSSES = (losses.PixelReconstructionLoss, CombinedAdversarialLoss)
-KNOWN_LOSSES = (
-    *PIXEL_LOSSES,
-    losses.CosineSimilarityLoss,
-    losses.CrossEntropyLoss,
-    losses.CAELoss,
-)
+KNOWN_LOSSES = (*PIXEL_LOSSES, losses.CosineSimilarityLoss, losses.CrossEntropyLoss, losses.CAELoss)
+
+
+@contextmanager
+def seen_by_loss(loss_module: nn.Module, patch_mask: PatchMask) -> Iterator[list[tuple]]:
+    """For the duration, collects the arguments of each call of the head's loss module.
+
+    A :class:`CombinedAdversarialLoss` is given the whole PatchMask in place of the plain mask.
+    """
+    calls: list[tuple] = []
+
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        seen = inspect.signature(module.forward).bind(*args, **kwargs).args
+        calls.append(seen)
+        if isinstance(module, CombinedAdversarialLoss):
+            return (*seen[:2], patch_mask), {}
+        return None
+
+    with loss_module.register_forward_pre_hook(look, with_kwargs=True):
+        yield calls
 
 
 def patch_error(

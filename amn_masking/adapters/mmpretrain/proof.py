@@ -22,14 +22,9 @@ FAULT = (
 
 @contextmanager
 def asked(owner: nn.Module, /, **stand_ins: Any) -> Iterator[None]:
-    """For the duration, attributes of ``owner`` are replaced; afterwards it must have called them.
+    """For the duration, attributes of ``owner`` are replaced; refuses an owner that lacks them.
 
-    Args:
-        owner: the module whose mask is made by these attributes.
-        stand_ins: functions and values by the name of the attribute that they stand in for.
-
-    Raises:
-        ValueError: there is no attribute of that name, or a function was not called.
+    Afterwards it must have called those that are functions.
     """
     names = {name for name, value in stand_ins.items() if callable(value)}
     called: set[str] = set()
@@ -71,21 +66,14 @@ class AskedSample(DataSample):
 
 def with_masks(samples: Iterable[DataSample], masks: Tensor) -> list[DataSample]:
     """Copies of the samples, with these masks in them."""
-    copies = []
-    for sample, mask in zip(samples, masks, strict=True):
-        copy = AskedSample(metainfo=dict(sample.metainfo_items()))
-        for name, value in sample.items():
-            copy.set_field(value, name)
-        copies.append(copy.set_mask(mask))
-    return copies
+    return [
+        AskedSample(metainfo=sample.metainfo, **dict(sample.items())).set_mask(mask)
+        for sample, mask in zip(samples, masks, strict=True)
+    ]
 
 
 def check_asked(method: nn.Module, samples: Iterable[DataSample]) -> None:
-    """Refuse a method that did not look at the masks in its samples.
-
-    Raises:
-        ValueError: with what was expected.
-    """
+    """Refuse a method that did not look at the masks in its samples."""
     for sample in samples:
         if isinstance(sample, AskedSample) and "was_asked" not in vars(sample):
             raise ValueError(not_taken(method, "the field 'mask' of the data samples", "left it"))
@@ -101,32 +89,24 @@ def compared(
 
     Args:
         encoder: the backbone.
-        said: gives that mask from its positional and keyword arguments and its output; None where
-            it says nothing.
+        said: gives that mask, see :meth:`MaskedMethod.encoder_mask`.
         expected: the mask that was put in its way, 1 = masked.
-
-    Raises:
-        ValueError: another mask.
     """
-
-    seen: list[tuple[nn.Module, Tensor]] = []
+    seen: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         mask = said(args, kwargs, output)
         if mask is not None:
-            seen.append((module, mask))
+            seen.append(mask)
 
-    handle = encoder.register_forward_hook(look, with_kwargs=True)
-    try:
+    with encoder.register_forward_hook(look, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
-    for module, mask in seen:
+    for mask in seen:
         if mask.numel() != expected.numel() or not torch.equal(
             mask.reshape(expected.shape).to(expected), expected
         ):
             raise ValueError(
-                f"{type(module).__name__} was given a mask of {tuple(expected.shape)} that hides "
+                f"{type(encoder).__name__} was given a mask of {tuple(expected.shape)} that hides "
                 f"{expected.float().mean():.3g} and used one of {tuple(mask.shape)} that hides "
                 f"{mask.float().mean():.3g}, at other positions, {FAULT}. Let it use what it is "
                 "given, or override inject() and encoder_mask() in a subclass of the method"

@@ -208,11 +208,7 @@ def channels_and_width(encoder: Any) -> tuple[int, int]:
 
 
 def check_one_token_per_patch(encoder: nn.Module) -> None:
-    """Refuse a Hiera whose last stage has several tokens for a mask unit.
-
-    Raises:
-        ValueError: with the numbers.
-    """
+    """Refuse a Hiera whose last stage has several tokens for a mask unit."""
     if isinstance(encoder, Hiera):
         tokens = encoder.mu_size // math.prod(encoder.q_stride) ** encoder.q_pool
         if tokens != 1:

@@ -91,7 +91,7 @@ def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
             batches of patches, ``forward_intermediates``, and, with padding, the pooling head.
     """
     patch_size(encoder)  # refuses other classes
-    if isinstance(vars(encoder).get("forward_features"), MaskedForward):
+    if "masked_by" in vars(encoder):
         raise ValueError(
             f"this {type(encoder).__name__} is masked already; leave the first masked(...) before "
             "the second"
@@ -100,7 +100,8 @@ def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
         replaced = visible_units(encoder, patch_mask)
     else:
         replaced = visible_tokens(encoder, patch_mask)
-    replaced["forward_features"] = MaskedForward(replaced["forward_features"], encoder, patch_mask)
+    replaced["forward_features"] = checked(replaced["forward_features"], encoder, patch_mask)
+    replaced["masked_by"] = patch_mask
     replaced["forward_intermediates"] = refuse(
         "forward_intermediates puts tokens back into an image, which a masked encoder has not got; "
         "use forward_features"
@@ -114,23 +115,13 @@ def masked(encoder: nn.Module, patch_mask: PatchMask) -> Iterator[None]:
         yield
 
 
-class MaskedForward:
-    """``forward_features`` with a look at the images first.
+def checked(
+    forward: Callable[..., Any], encoder: nn.Module, patch_mask: PatchMask
+) -> Callable[..., Any]:
+    """``forward_features`` with a look first at whether the images fit the mask and the encoder."""
+    size, host, grid = patch_size(encoder), type(encoder).__name__, own_grid(encoder)
 
-    Args:
-        forward: what encodes images that fit.
-        encoder: whose patches these are.
-        patch_mask: the mask that they are to fit.
-    """
-
-    def __init__(
-        self, forward: Callable[..., Any], encoder: nn.Module, patch_mask: PatchMask
-    ) -> None:
-        self.forward, self.patch_mask = forward, patch_mask
-        self.size, self.host = patch_size(encoder), type(encoder).__name__
-        self.own_grid = own_grid(encoder)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def masked_forward(*args: Any, **kwargs: Any) -> Any:
         images = args[0] if args else kwargs.get("x", kwargs.get("patches"))
         if not isinstance(images, Tensor) or images.dim() != 4:
             raise ValueError(
@@ -139,8 +130,10 @@ class MaskedForward:
                 "NaFlex batches of patches with patch_coord have a grid for each image, a mask has "
                 "one for all"
             )
-        self.patch_mask.check_grid(images, self.size, self.host, self.own_grid)
-        return self.forward(*args, **kwargs)
+        patch_mask.check_grid(images, size, host, grid)
+        return forward(*args, **kwargs)
+
+    return masked_forward
 
 
 def visible_tokens(encoder: nn.Module, patch_mask: PatchMask) -> dict[str, Any]:
@@ -192,11 +185,7 @@ def visible_tokens(encoder: nn.Module, patch_mask: PatchMask) -> dict[str, Any]:
 
 
 def visible_units(encoder: Hiera, patch_mask: PatchMask) -> dict[str, Any]:
-    """What a Hiera is given for the time of the mask: a boolean over its mask units.
-
-    Raises:
-        ValueError: different counts, or a gate.
-    """
+    """What a Hiera is given for the time of the mask: a boolean over its mask units."""
     if patch_mask.padding is not None:
         raise ValueError(
             f"Hiera {EQUAL_COUNTS}, but this mask leaves the count free; use "

@@ -34,7 +34,7 @@ def test_another_strategy_on_a_shipped_config(photos_config, kind, tmp_path):
     assert runner.model.masking.mask_ratio == 0.25
     (log,) = tmp_path.glob("*/*.log")
     (line,) = (line for line in log.read_text().splitlines() if f"masking.type is {kind}" in line)
-    assert "estimator={'type': 'straight_through'}" in line
+    assert "estimator={'type': 'inclusion'}" in line
     assert line.endswith("left out")
 
 

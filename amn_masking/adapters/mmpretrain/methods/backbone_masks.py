@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from mmpretrain.models import selfsup
 from torch import Tensor, nn
 
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
-from amn_masking.adapters.mmpretrain.padding import hidden_padding
 from amn_masking.adapters.mmpretrain.proof import asked
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
@@ -26,6 +27,7 @@ class TokenDropping(MaskedMethod):
 
     backbones: tuple[type[nn.Module], ...] = (selfsup.MAEViT, selfsup.MAEHiViT)
 
+    @property
     def takes_free_counts(self) -> bool:
         return isinstance(self.backbone, selfsup.MAEViT)
 
@@ -39,13 +41,13 @@ class TokenDropping(MaskedMethod):
         def random_masking(x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
             return patch_mask.gather_visible(x), patch_mask.mask, patch_mask.ids_restore
 
-        with ExitStack() as stack:
-            if isinstance(self.backbone, selfsup.MAEViT):
-                stack.enter_context(asked(self.backbone, random_masking=random_masking))
-            else:
-                stack.enter_context(same_ids(self.backbone, patch_mask))
-            if patch_mask.padding is not None:
-                stack.enter_context(hidden_padding(self.backbone, self.neck, patch_mask.padding))
+        padding = patch_mask.padding
+        with (
+            asked(self.backbone, random_masking=random_masking)
+            if isinstance(self.backbone, selfsup.MAEViT)
+            else same_ids(self.backbone, patch_mask),
+            nullcontext() if padding is None else hidden_padding(self.backbone, self.neck, padding),
+        ):
             yield
 
 
@@ -64,20 +66,54 @@ def same_ids(backbone: selfsup.MAEHiViT, patch_mask: PatchMask) -> AbstractConte
     return asked(backbone, masking_id=masking_id)
 
 
+@contextmanager
+def hidden_padding(backbone: Any, neck: Any, padding: Tensor) -> Iterator[None]:
+    """For the duration, a MAEViT and its decoder take rows of different lengths.
+
+    Attention in the encoder does not look at the padding. What the encoder makes of it is replaced
+    by the decoder's mask token, because the decoder finds the masked patches in those places.
+
+    Args:
+        backbone: with a class token in front.
+        neck: its decoder.
+        padding: ``(B, N)`` bool, True = padding.
+    """
+    # It runs the layers again during backward, when the padding is no longer hidden, and the
+    # gradients would be wrong without a word.
+    if any("forward" in vars(module) for module in backbone.modules()):
+        raise ValueError(
+            "activation checkpointing is on for the backbone, but the images of this batch keep "
+            "different numbers of patches, which it would lose sight of in backward; use "
+            "threshold=dict(type='quantile'), or leave activation_checkpointing out"
+        )
+    padding = nn.functional.pad(padding, (1, 0), value=False)  # the class token
+    visible = ~padding[:, None, None, :]
+
+    embed = neck.decoder_embed.forward
+
+    def with_mask_tokens(latent: Tensor) -> Tensor:
+        tokens = embed(latent)
+        return torch.where(padding[:, :, None], neck.mask_token.to(tokens.dtype), tokens)
+
+    with ExitStack() as stack:
+        for layer in backbone.layers:
+            attention = partial(layer.attn.scaled_dot_product_attention, attn_mask=visible)
+            stack.enter_context(asked(layer.attn, scaled_dot_product_attention=attention))
+        stack.enter_context(asked(neck.decoder_embed, forward=with_mask_tokens))
+        yield
+
+
 class MAE(TokenDropping, selfsup.MAE):
     """mmpretrain's MAE with ``masking=``."""
 
-    def predicts_pixels(self) -> bool:
-        return True
+    predicts_pixels = True
 
 
 class MFF(TokenDropping, selfsup.MFF):
     """mmpretrain's MFF, a MAE that fuses features of several layers, with ``masking=``."""
 
     backbones = (selfsup.MFFViT,)
-
-    def predicts_pixels(self) -> bool:
-        return True
+    predicts_pixels = True
 
 
 class EVA(TokenDropping, selfsup.EVA):
@@ -91,6 +127,7 @@ class MILAN(MaskedMethod, selfsup.MILAN):
     """
 
     backbones = (selfsup.MILANViT,)
+    takes_gate = True
 
     def check_method(self) -> None:
         super().check_method()
@@ -101,9 +138,6 @@ class MILAN(MaskedMethod, selfsup.MILAN):
                 f"cannot run, with or without masking=; set model.neck.embed_dim={width} (in "
                 "mmpretrain's own MILAN configs it is missing)"
             )
-
-    def takes_gate(self) -> bool:
-        return True
 
     def encoder_mask(self, args: tuple, kwargs: dict, output: tuple) -> Tensor:
         _, ids_restore, ids_keep, _ = output
@@ -120,11 +154,8 @@ class MILAN(MaskedMethod, selfsup.MILAN):
 class SparK(MaskedMethod, selfsup.SparK):
     """mmpretrain's SparK with ``masking=``: masked images through sparse convolutions."""
 
-    def predicts_pixels(self) -> bool:
-        return True
-
-    def takes_free_counts(self) -> bool:
-        return True
+    predicts_pixels = True
+    takes_free_counts = True
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -157,6 +188,8 @@ class MixMIM(MaskedMethod, selfsup.MixMIM):
     """
 
     backbones = (selfsup.MixMIMPretrainTransformer,)
+    predicts_pixels = True
+    takes_free_counts = True
 
     def check_method(self) -> None:
         super().check_method()
@@ -166,12 +199,6 @@ class MixMIM(MaskedMethod, selfsup.MixMIM):
                 "one, so its head's loss cannot be a CombinedAdversarialLoss; leave the head as it "
                 "is and put it into the strategy: masking=dict(loss=dict(lambda_adv=...))"
             )
-
-    def predicts_pixels(self) -> bool:
-        return True
-
-    def takes_free_counts(self) -> bool:
-        return True
 
     @property
     def patch_size(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ class SampleMasks(MaskedMethod):
     The mask that the pipeline's generator made is not used: the generator may be taken out.
     """
 
+    @property
     def takes_free_counts(self) -> bool:
         return True
 
@@ -46,6 +47,7 @@ class SimMIM(SampleMasks, selfsup.SimMIM):
 
     backbones = (selfsup.SimMIMSwinTransformer,)
     mask_ratio = 0.6  # of mmpretrain's SimMIMMaskGenerator
+    predicts_pixels = True
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -59,9 +61,6 @@ class SimMIM(SampleMasks, selfsup.SimMIM):
                 f"masking has patch_size={patch_size}, but SimMIM masks whole tokens of {token} "
                 f"pixels; use a multiple of {token}, or leave patch_size out"
             )
-
-    def predicts_pixels(self) -> bool:
-        return True
 
     def token_mask(self, patch_mask: PatchMask) -> Tensor:
         h, w = patch_mask.grid
@@ -96,9 +95,7 @@ class CAE(SampleMasks, selfsup.CAE):
 
     backbones = (selfsup.CAEPretrainViT,)
     mask_ratio = 0.38  # 75 of 196, as in mmpretrain's config
-
-    def takes_free_counts(self) -> bool:
-        return False  # it makes a rectangle of the visible tokens
+    takes_free_counts = False  # it makes a rectangle of the visible tokens
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         # The neck counts on 75 masked patches of 196.
@@ -117,7 +114,7 @@ class iTPN(SampleMasks, selfsup.iTPN):
 
     def check_method(self) -> None:
         super().check_method()
-        if not self.predicts_pixels():
+        if not self.predicts_pixels:
             print_log(
                 "iTPN of CLIP's features lets the masked pixels reach the prediction, with any "
                 "mask and in stock mmpretrain too: its neck takes two levels of features that are "
@@ -126,27 +123,29 @@ class iTPN(SampleMasks, selfsup.iTPN):
                 level=logging.WARNING,
             )
 
+    @property
     def predicts_pixels(self) -> bool:
         return self.backbone.reconstruction_type == "pixel"
 
+    @property
     def takes_free_counts(self) -> bool:
-        return not self.predicts_pixels()
+        return not self.predicts_pixels
 
     def own_mask_ratio(self) -> float:
-        if self.predicts_pixels():
+        if self.predicts_pixels:
             return super().own_mask_ratio()
         return 0.38  # 75 of 196; the backbone's own is of the other form
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
-        return same_ids(self.backbone, patch_mask) if self.predicts_pixels() else nullcontext()
+        return same_ids(self.backbone, patch_mask) if self.predicts_pixels else nullcontext()
 
     def token_mask(self, patch_mask: PatchMask) -> Tensor:
-        return patch_mask.mask if self.predicts_pixels() else super().token_mask(patch_mask)
+        return patch_mask.mask if self.predicts_pixels else super().token_mask(patch_mask)
 
     def encoder_mask(self, args: tuple, kwargs: dict, output: tuple) -> Tensor:
-        return output[1] if self.predicts_pixels() else super().encoder_mask(args, kwargs, output)
+        return output[1] if self.predicts_pixels else super().encoder_mask(args, kwargs, output)
 
     def with_mask(self, data_samples: list[DataSample], patch_mask: PatchMask) -> list[DataSample]:
-        if self.predicts_pixels():
+        if self.predicts_pixels:
             return data_samples
         return super().with_mask(data_samples, patch_mask)

@@ -10,6 +10,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from mmengine.runner import FlexibleRunner, Runner
+
+from amn_masking.adapters.mmpretrain.runner import collate, resume
+from amn_masking.adapters.mmpretrain.runner.clipping import clip_by_own_norm
+from amn_masking.adapters.mmpretrain.runner.numbers_hook import NumbersHook
+from amn_masking.adapters.mmpretrain.runner.pictures_hook import unwrapped
+from amn_masking.adapters.mmpretrain.runner.schedules_hook import SchedulesHook
+
 
 @functools.cache
 def install() -> None:
@@ -24,10 +32,6 @@ def install() -> None:
     For all models, mmengine's collate functions then take the mark ``_scope_`` that a config from
     another package puts on them, at which they fail otherwise (:mod:`.collate`).
     """
-    from mmengine.runner import FlexibleRunner, Runner
-
-    from amn_masking.adapters.mmpretrain.runner import collate, resume
-
     collate.install()
     resume.install()
     for cls in (Runner, FlexibleRunner):
@@ -35,25 +39,18 @@ def install() -> None:
 
 
 def prepared(load_or_resume: Callable) -> Callable:
-    """A Runner's ``load_or_resume``, which it calls once all is built, with :func:`prepare`."""
+    """A Runner's ``load_or_resume``, which it calls when all is built and before it trains.
+
+    It then gives the Runner of a masked model what the model needs from it, once.
+    """
 
     @functools.wraps(load_or_resume)
     def wrapped(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        prepare(runner)
+        masked = getattr(unwrapped(runner), "masking", None) is not None
+        if masked and not any(isinstance(hook, SchedulesHook) for hook in runner.hooks):
+            clip_by_own_norm(runner.optim_wrapper, runner.model)
+            runner.register_hook(SchedulesHook())
+            runner.register_hook(NumbersHook())
         return load_or_resume(runner, *args, **kwargs)
 
     return wrapped
-
-
-def prepare(runner: Any) -> None:
-    """Give a Runner that is about to train a masked model what the model needs from it."""
-    from amn_masking.adapters.mmpretrain.runner.clipping import clip_by_own_norm
-    from amn_masking.adapters.mmpretrain.runner.numbers_hook import NumbersHook
-    from amn_masking.adapters.mmpretrain.runner.pictures_hook import unwrapped
-    from amn_masking.adapters.mmpretrain.runner.schedules_hook import SchedulesHook
-
-    masked = getattr(unwrapped(runner), "masking", None) is not None
-    if masked and not any(isinstance(hook, SchedulesHook) for hook in runner.hooks):
-        clip_by_own_norm(runner.optim_wrapper, runner.model)
-        for hook in (SchedulesHook(), NumbersHook()):
-            runner.register_hook(hook)

@@ -14,18 +14,12 @@ from torch import Tensor, nn
 from amn_masking.adapters.mmpretrain.mixin import images_of
 from amn_masking.adapters.mmpretrain.ranks import over_ranks
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import (
-    check_whole,
-    rests,
+    model_with_masks,
     same_random_numbers,
     unwrapped,
 )
 from amn_masking.mask import PatchMask
-from amn_masking.meters import (
-    PositionMeter,
-    at_random,
-    mask_distance,
-    score_entropy,
-)
+from amn_masking.meters import PositionMeter, at_random, mask_distance, score_entropy
 from amn_masking.patches import masked_mean
 
 STATE = "masking_meters"  # in checkpoints
@@ -78,24 +72,22 @@ class MaskingMetersHook(Hook):
         self.min_position_entropy = min_position_entropy
         self.positions = PositionMeter(window)
         self.warned = False
-        self.handle: Any = None
-        self.rests = False
+        self.handle: Any = None  # while there is something to measure
         self.measured = 0
         self.moved: set[int] = set()  # ids of the tensors that a forward pass moves
         self.newest: PatchMask | None = None
 
     def before_train(self, runner: Runner) -> None:
-        check_whole(runner, self)
-        self.rests = rests(runner, self)
-        if not self.rests:
-            self.handle = unwrapped(runner).masking.register_forward_hook(self._keep)
+        model = model_with_masks(runner, self)
+        if model is not None:
+            self.handle = model.masking.register_forward_hook(self._keep)
 
     def after_train(self, runner: Runner) -> None:
-        if not self.rests:
+        if self.handle is not None:
             self.handle.remove()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if not self.rests and runner.iter % self.interval == 0:
+        if self.handle is not None and runner.iter % self.interval == 0:
             scalars = self._measure(runner, data_batch)
             runner.message_hub.update_scalars({f"train/{key}": x for key, x in scalars.items()})
             self._warn(runner, scalars)

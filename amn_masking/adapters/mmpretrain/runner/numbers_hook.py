@@ -42,17 +42,16 @@ class NumbersHook(Hook):
         if names:
             numbers = [torch.as_tensor(outputs.pop(name)).detach().float() for name in names]
             self.steps.append(torch.stack(numbers))
-        if self.steps and line_is_due(runner, batch_idx):
+        if self.steps and self.line_is_due(runner, batch_idx):
             steps = dict(zip(names, torch.stack(self.steps).unbind(1), strict=True))
             self.steps = []
             runner.message_hub.update_scalars(
                 {f"train/{name}": value for name, value in over_ranks(steps).items()}
             )
 
-
-def line_is_due(runner: Runner, batch_idx: int) -> bool:
-    """Whether mmengine's LoggerHook may write a line after this step."""
-    loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
-    intervals = [hook.interval for hook in loggers] or [INTERVAL]
-    last = batch_idx + 1 == len(runner.train_dataloader)
-    return last or any((batch_idx + 1) % interval == 0 for interval in intervals)
+    def line_is_due(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether mmengine's LoggerHook may write a line after this step."""
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        return self.end_of_epoch(runner.train_dataloader, batch_idx) or any(
+            self.every_n_inner_iters(batch_idx, interval) for interval in intervals or [INTERVAL]
+        )

@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from amn_masking.adapters.mmpretrain.mixin import images_of
@@ -53,10 +53,10 @@ class MaskingPicturesHook(Hook):
 
     # On every rank: one that refuses alone would leave the others waiting.
     def before_train(self, runner: Runner) -> None:
-        check_whole(runner, self)
-        self.failed = rests(runner, self)
+        model = model_with_masks(runner, self)
+        self.failed = model is None
         if not self.failed:
-            self._begin(runner, unwrapped(runner))
+            self._begin(runner, model)
 
     @master_only
     def _begin(self, runner: Runner, model: Any) -> None:
@@ -67,7 +67,7 @@ class MaskingPicturesHook(Hook):
             samples = loader.collate_fn([loader.dataset[int(index)] for index in picks])
         self.inputs = model.data_preprocessor(samples, training=False)["inputs"]
         if runner.iter == 0:
-            self._draw(runner)
+            self._draw(runner, 0)
 
     @master_only
     def after_train_iter(
@@ -79,19 +79,20 @@ class MaskingPicturesHook(Hook):
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
         if self.by_epoch and self.every_n_epochs(runner, self.interval):
-            self._draw(runner)
+            self._draw(runner, runner.iter)
 
     @master_only
     def after_train(self, runner: Runner) -> None:
         if self.drawn_at != runner.iter:
-            self._draw(runner)
+            self._draw(runner, runner.iter)
 
-    def _draw(self, runner: Runner, step: int | None = None) -> None:
+    def _draw(self, runner: Runner, step: int) -> None:
         """Draw; a picture that cannot be drawn is said once and never stops a run."""
         if self.failed:
             return
         try:
-            self._draw_at(runner, step)
+            runner.visualizer.add_image("masking", self._picture(unwrapped(runner)), step=step)
+            self.drawn_at = step
         except Exception as error:
             self.failed = True
             runner.logger.warning(
@@ -99,9 +100,7 @@ class MaskingPicturesHook(Hook):
                 f"{error}"
             )
 
-    def _draw_at(self, runner: Runner, step: int | None) -> None:
-        step = runner.iter if step is None else step
-        model = unwrapped(runner)
+    def _picture(self, model: Any) -> np.ndarray:
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
@@ -110,13 +109,10 @@ class MaskingPicturesHook(Hook):
         finally:
             for module, training in modes.items():
                 module.training = training
-        preprocessor = model.data_preprocessor
-        mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
+        mean, std = (getattr(model.data_preprocessor, name, None) for name in ("mean", "std"))
         # A method may have one mask for the whole batch: then that image alone is drawn.
         images = images_of(self.inputs)
-        picture = draw_masks(images[: len(patch_mask.mask)], patch_mask, reconstruction, mean, std)
-        runner.visualizer.add_image("masking", picture, step=step)
-        self.drawn_at = step
+        return draw_masks(images[: len(patch_mask.mask)], patch_mask, reconstruction, mean, std)
 
 
 def unwrapped(runner: Runner) -> Any:
@@ -124,34 +120,25 @@ def unwrapped(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def rests(runner: Runner, hook: Hook) -> bool:
-    """Whether the Runner's model has no masks for a hook to look at; says so in the log.
+def model_with_masks(runner: Runner, hook: Hook) -> Any:
+    """The model, for a hook that calls it between the steps; one in FSDP's shards is refused.
 
-    So it is with ``model.masking=None`` on the command line, or with a stand-in for the model.
+    None, and a line in the log, if it has no masks to look at: with ``model.masking=None`` on the
+    command line, or where something stands in for the model.
     """
-    model = unwrapped(runner)
-    if getattr(model, "masking", None) is not None:
-        return False
-    runner.logger.warning(
-        f"{type(hook).__name__} rests in this run: {type(model).__name__} has no masking="
-    )
-    return True
-
-
-def check_whole(runner: Runner, hook: Hook) -> None:
-    """Refuse a model in FSDP's shards to a hook that calls it between the steps.
-
-    Raises:
-        ValueError: with the way out.
-    """
+    name = type(hook).__name__
     if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
-        name = type(hook).__name__
         raise ValueError(
             f"{name} expected a model that is whole on every device, but FullyShardedDataParallel "
             f"keeps its weights in shards between the steps, when {name} looks into it; leave "
             "MaskingPicturesHook and MaskingMetersHook out of custom_hooks, such as custom_hooks="
             "[dict(type='amn_masking.RandomStateHook')]"
         )
+    model = unwrapped(runner)
+    if getattr(model, "masking", None) is not None:
+        return model
+    runner.logger.warning(f"{name} rests in this run: {type(model).__name__} has no masking=")
+    return None
 
 
 @contextmanager
@@ -160,9 +147,7 @@ def same_random_numbers(seed: int) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        set_random_seed(seed)
         try:
             yield
         finally:

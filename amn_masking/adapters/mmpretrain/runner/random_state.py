@@ -69,28 +69,12 @@ class RandomStateHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         self.within_epoch = False
-        if any(
-            hook.by_epoch
-            and (
-                hook.every_n_epochs(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and hook.is_last_train_epoch(runner))
-            )
-            for hook in checkpoint_hooks(runner)
-        ):
-            self._collect(runner)
+        self._collect(runner, by_epoch=True)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if any(
-            not hook.by_epoch
-            and (
-                hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
-                or (hook.save_last and hook.is_last_train_iter(runner))
-            )
-            for hook in checkpoint_hooks(runner)
-        ):
-            self._collect(runner)
+        self._collect(runner, by_epoch=False)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # Only the first rank comes here, so the others' states were gathered before. Not so where
@@ -101,11 +85,21 @@ class RandomStateHook(Hook):
             within_epoch=self.within_epoch, batches=len(runner.train_dataloader)
         )
 
-    def _collect(self, runner: Runner) -> None:
-        self.states = all_gather_object(random_state(runner))
-        self.collected_at = runner.iter
-        # A fresh start for the workers, as after a resume.
-        runner.train_dataloader._iterator = None
+    def _collect(self, runner: Runner, by_epoch: bool) -> None:
+        """Gather the states of all ranks where a CheckpointHook is about to write."""
+        for hook in runner.hooks:
+            if not isinstance(hook, CheckpointHook) or hook.by_epoch != by_epoch:
+                continue
+            every = hook.every_n_epochs if by_epoch else hook.every_n_train_iters
+            is_last = hook.is_last_train_epoch if by_epoch else hook.is_last_train_iter
+            if every(runner, hook.interval, hook.save_begin) or (
+                hook.save_last and is_last(runner)
+            ):
+                self.states = all_gather_object(random_state(runner))
+                self.collected_at = runner.iter
+                # A fresh start for the workers, as after a resume.
+                runner.train_dataloader._iterator = None
+                return
 
     def _restore(self, runner: Runner) -> str:
         """Take up the stored state; says what stands in the way of an equal run."""
@@ -129,11 +123,6 @@ class RandomStateHook(Hook):
         if before != now:
             return f"an epoch had {before} batches and now has {now}"
         return ""
-
-
-def checkpoint_hooks(runner: Runner) -> list[Any]:
-    """The hooks that write checkpoints."""
-    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
 
 
 def random_state(runner: Runner) -> dict[str, Any]:

@@ -6,29 +6,26 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import digit_version
 
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
+from amn_masking.adapters.mmpretrain.runner.pictures_hook import unwrapped
+from amn_masking.adapters.resuming import differences
 from amn_masking.tools.checkpoints import reason
 
 STATISTICS = ("min", "max", "current", "mean")
 
 
 def statistic(owner: Any, name: str) -> Callable:
-    """Stands in for ``getattr`` while a checkpoint is read: gives HistoryBuffer's statistics only.
-
-    Raises:
-        ValueError: anything else is asked for.
-    """
+    """Stands in for ``getattr`` while a checkpoint is read: HistoryBuffer's statistics, no more."""
     if owner is not HistoryBuffer or name not in STATISTICS:
         raise ValueError(
             f"the file asks for attribute {name!r} of {owner!r}; expected a statistic of "
@@ -67,10 +64,6 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     allows :data:`SAFE_GLOBALS` and what the user gave to ``torch.serialization.add_safe_globals``.
     torch's own switch, ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, counts here too.
 
-    Args:
-        filename: path; ``~`` is expanded.
-        map_location: as in :func:`torch.load`.
-
     Raises:
         FileNotFoundError: no such file.
         RuntimeError: the file is cut off, is no checkpoint, or holds other types.
@@ -108,11 +101,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
 
 def check_resumable(checkpoint: Any, model: torch.nn.Module, filename: str) -> None:
-    """Refuse a checkpoint that does not hold a run of this very model.
-
-    Raises:
-        ValueError: with what differs and how to start from the weights instead.
-    """
+    """Refuse a checkpoint that does not hold a run of this very model."""
     mend = (
         "Nothing was loaded or changed. Only a run of the same model can be resumed; to start a "
         f"new run from these weights, set load_from={filename!r} and resume=False"
@@ -128,37 +117,9 @@ def check_resumable(checkpoint: Any, model: torch.nn.Module, filename: str) -> N
             f"{filename} expected to hold a run to resume (state_dict, message_hub, meta with "
             f"epoch and iter), got {held or type(checkpoint).__name__}. {mend}"
         )
-    found = {
-        name.removeprefix("module."): tuple(value.shape)
-        for name, value in checkpoint["state_dict"].items()
-    }
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    lines = []
-    for title, names in (
-        ("missing in the file", wanted.keys() - found.keys()),
-        ("not in the model", found.keys() - wanted.keys()),
-        ("of another shape", {n for n in wanted.keys() & found.keys() if wanted[n] != found[n]}),
-    ):
-        if names:
-            some = sorted(names)[:4] + ["..."] * (len(names) > 4)
-            lines.append(f"{len(names)} {title} ({', '.join(some)})")
-    if not lines:
-        return
-    hint = ""
-    ours, theirs = (
-        {name for name in weights if name.startswith("masking.")} for weights in (wanted, found)
-    )
-    if wanted.keys() ^ found.keys() <= ours | theirs:
-        if not theirs:
-            hint = "The file comes from a run without a masking network. "
-        elif not ours:
-            hint = "The file comes from a run with a masking network, and masking= has none here. "
-        else:
-            hint = "The file comes from a run with another masking= (network or threshold). "
-    raise ValueError(
-        f"{filename} does not fit {type(model).__name__}: expected the model's {len(wanted)} "
-        f"weights, got {'; '.join(lines)}. {hint}{mend}"
-    )
+    found = {k.removeprefix("module."): weight for k, weight in checkpoint["state_dict"].items()}
+    if different := differences(found, model.state_dict()):
+        raise ValueError(f"{filename} does not fit {type(model).__name__}: {different}. {mend}")
 
 
 class CheckBeforeLoading(Hook):
@@ -174,12 +135,7 @@ class CheckBeforeLoading(Hook):
         self.filename = filename
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        check_resumable(checkpoint, model_of(runner), self.filename)
-
-
-def model_of(runner: Runner) -> torch.nn.Module:
-    """The Runner's model, out of its distributed wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_resumable(checkpoint, unwrapped(runner), self.filename)
 
 
 def read_locally_with(loader: Callable) -> Callable:
@@ -201,25 +157,19 @@ def read_safely() -> Iterator[None]:
         read_locally_with(before)
 
 
-@contextmanager
-def checked(runner: Runner, filename: str) -> Iterator[None]:
-    """For the duration, a checkpoint is checked before the model takes it."""
-    check = CheckBeforeLoading(filename)
-    runner.register_hook(check)
-    try:
-        yield
-    finally:
-        runner.hooks.remove(check)
-
-
 def for_masked_models(method: Callable, check: bool) -> Callable:
     """A method of the Runner that reads safely, and checks first, if its model takes masks."""
 
     @functools.wraps(method)
     def wrapped(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(model_of(runner), MaskableMethod):
+        if not isinstance(unwrapped(runner), MaskableMethod):
             return method(runner, filename, *args, **kwargs)
-        with read_safely(), checked(runner, filename) if check else nullcontext():
+        with ExitStack() as stack:
+            stack.enter_context(read_safely())
+            if check:
+                hook = CheckBeforeLoading(filename)
+                runner.register_hook(hook)
+                stack.callback(runner.hooks.remove, hook)
             return method(runner, filename, *args, **kwargs)
 
     return wrapped

@@ -26,12 +26,7 @@ class SchedulesHook(Hook):
 def progress(runner: Runner, batch_idx: int) -> tuple[float, int, float | None]:
     """Share of the training that is done, iterations, and epochs in fractions.
 
-    Args:
-        runner: one that trains.
-        batch_idx: batches that are done of this epoch, as hooks are told.
-
-    Returns:
-        The epochs are None where the loop has none. Where it has, the share is that of the epochs.
+    The epochs are None where the loop has none. Where it has, the share is that of the epochs.
     """
     loop, length = runner.train_loop, len(runner.train_dataloader)
     # A loop by iterations says that it has one epoch, "for compatibility".
