@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.mask import PatchMask
 from amn_masking.network import logit_entropy
@@ -40,7 +40,7 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
 def adversarial_gain(
     error_under: Callable[[PatchMask], Tensor],
     patch_mask: PatchMask,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """How much harder these masks are than random ones: masked error over masked error.
 
@@ -60,7 +60,7 @@ def adversarial_gain(
     return learned / random
 
 
-def at_random(patch_mask: PatchMask, generator: torch.Generator | None = None) -> PatchMask:
+def at_random(patch_mask: PatchMask, generator: Generator | None = None) -> PatchMask:
     """Masks that hide as many patches of each image, at uniformly random valid positions."""
     mask, valid = patch_mask.mask, patch_mask.valid
     noise = uniform(mask.shape, mask.device, generator)

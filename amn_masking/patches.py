@@ -10,8 +10,7 @@ def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int
     """(rows, columns) of patches of an image.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height, width: of the image, in pixels.
         patch_size: height and width of a patch, in pixels.
 
     Raises:
@@ -82,8 +81,7 @@ def spread_to_pixels(values: Tensor, grid: tuple[int, int], height: int, width: 
     Args:
         values: of any dtype.
         grid: (rows, columns) of patches.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height, width: of the image, in pixels.
 
     Raises:
         ValueError: the grid does not divide that size.
@@ -127,6 +125,13 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     return error.where(mask > 0, 0.0).sum() / mask.sum()
 
 
-def image_means(error: Tensor, mask: Tensor) -> Tensor:
-    """``(B, 1)`` mean of ``(B, L)`` errors over each image's masked patches."""
-    return error.where(mask > 0, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
+    """``(B, 1)`` mean of each image's ``(B, L)`` values, under weights >= 0 if there are any.
+
+    What a value of weight 0 is does not matter, not a number included. A mask, or the valid
+    patches, are weights of 0 and 1.
+    """
+    if weight is None:
+        return values.mean(1, keepdim=True)
+    total = (values.where(weight > 0, 0.0) * weight).sum(1, keepdim=True)
+    return total / weight.sum(1, keepdim=True)

@@ -23,7 +23,7 @@ from amn_masking import RandomMasking
 from amn_masking.estimators import Estimator, Gumbel, Inclusion, ScoreFunction, StraightThrough
 from amn_masking.learned import LearnedMask
 from amn_masking.patches import image_means, masked_mean
-from amn_masking.rewards import image_variance, patch_variance
+from amn_masking.rewards import patch_variance
 from amn_masking.thresholds import Candidates, Quantile, Selection
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 
@@ -71,7 +71,7 @@ class Batch:
         self.images = pictures(BATCH, self.generator, SIDE)
         logits = torch.randn(BATCH, LENGTH, generator=self.generator)
         self.logits = torch.nn.functional.layer_norm(logits, (LENGTH,))
-        self.variance = image_variance(patch_variance(self.images, GRID))
+        self.variance = image_means(patch_variance(self.images, GRID), None)
 
     def draw(self) -> tuple[Tensor, Selection, Tensor]:
         """Priorities, a mask and the errors under it; one distribution for all estimators."""

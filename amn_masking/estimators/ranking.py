@@ -36,10 +36,6 @@ class Ranking(Estimator):
 
         At negative strength, of the reversed order: to minimise the likelihood of the order itself
         would push the logits apart without end, and most where they are wrong already.
-
-        Args:
-            reward: ``(B, L)`` of each patch, l.
-            learned: the mask that the reward was earned under.
         """
         logits, mask = learned.logits, learned.chosen.mask
         sign = 1.0 if learned.strength >= 0 else -1.0

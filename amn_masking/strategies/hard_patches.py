@@ -23,8 +23,7 @@ class HardPatchMasking(AdversarialMasking):
     patches are the hardest.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
         network: as in :class:`AdversarialMasking`.
         random_share: share in [0, 1] of the masked patches to draw uniformly; by default from 1 to
             0.5 over the course of training.

@@ -37,6 +37,3 @@ class Constant(Threshold):
     def forward(self, candidates: Candidates) -> Selection:
         tau = torch.full_like(candidates.priorities[:, :1], self.value)
         return candidates.select_above(tau, self.ratio_range)
-
-    def extra_repr(self) -> str:
-        return f"value={self.value}, ratio_range={self.ratio_range}"

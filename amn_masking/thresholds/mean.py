@@ -35,6 +35,3 @@ class Mean(Threshold):
 
     def forward(self, candidates: Candidates) -> Selection:
         return candidates.select_above(self.scale * candidates.mean_score(), self.ratio_range)
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale}, ratio_range={self.ratio_range}"
