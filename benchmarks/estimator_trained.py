@@ -160,7 +160,8 @@ def measure(seed: int, ratio: float, steps: int, masks: int) -> list[dict[str, o
 def table(rows: list[dict[str, str]]) -> str:
     """Markdown: mean and range over the seeds."""
     lines = [
-        "| estimator | cosine with the reference | variance of a batch's gradient / |mean|² |",
+        "| estimator | cosine with the reference "
+        "| variance of a batch's gradient / squared length of its mean |",
         "|---|---|---|",
     ]
     for name in dict.fromkeys(row["estimator"] for row in rows):
@@ -204,7 +205,9 @@ def main() -> None:
         writer.writerows(rows)
     with path.open(newline="") as file:
         text = table(list(csv.DictReader(file)))
-    (args.out / "estimators_trained.md").write_text(text)
+    (args.out / "estimators_trained.md").write_text(
+        f"# Estimators on a trained autoencoder\n\n{text}"
+    )
     print(text)
 
 
