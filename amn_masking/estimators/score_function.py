@@ -46,13 +46,13 @@ class ScoreFunction(Estimator):
     """
 
     fewest_masked = 1
+    compares_images = True
 
     def __init__(self, masks_per_image: int = 1) -> None:
         super().__init__(noise=1.0)
         if not isinstance(masks_per_image, int) or masks_per_image < 1:
             raise ValueError(f"masks_per_image counts masks, at least 1, got {masks_per_image!r}")
         self.masks_per_image = masks_per_image
-        self.compares_images = masks_per_image == 1
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         mask = selection.patch_mask.mask

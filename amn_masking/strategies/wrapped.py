@@ -59,6 +59,8 @@ class WrappedMasking(MaskingStrategy):
     gate = Forwarded()
     own_loss = Forwarded()
     reward = Forwarded()
+    standardise = Forwarded()
+    entropy_weight = Forwarded()
     loss = Forwarded()
     patch_size = Forwarded()
     schedules = Forwarded()
