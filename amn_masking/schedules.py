@@ -32,6 +32,11 @@ class Schedule:
     Raises:
         ValueError: another unit; ``begin`` and ``until`` are not in order, negative, not finite, or
             no shares; or iterations or epochs without ``until``.
+
+    Example:
+        >>> warm_up = Schedule(start=0.0, end=1.0, begin=5, until=20, by="epoch")
+        >>> warm_up(0.5, iteration=1000, epoch=12.5)
+        0.5
     """
 
     start: float

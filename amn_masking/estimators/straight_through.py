@@ -29,6 +29,12 @@ class StraightThrough(Estimator):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="straight_through"))
+        >>> type(masking.estimator).__name__
+        'StraightThrough'
     """
 
     differentiable = True

@@ -52,6 +52,17 @@ class MaskingStrategy(nn.Module):
 
     Raises:
         ValueError: ``patch_size`` is not positive, or ``mask_ratio`` outside (0, 1).
+
+    Example:
+        >>> import torch
+        >>> class LeftHalf(MaskingStrategy):
+        ...     def forward(self, images, generator=None, valid=None):
+        ...         rows, columns = self.grid(images)
+        ...         hidden = torch.arange(columns) < columns // 2
+        ...         return PatchMask.from_mask(hidden.expand(len(images), rows, columns))
+        >>> LeftHalf(patch_size=16)(torch.rand(1, 3, 32, 64)).mask.reshape(2, 4)
+        tensor([[1., 1., 0., 0.],
+                [1., 1., 0., 0.]])
     """
 
     free_counts: bool = False
