@@ -2,8 +2,8 @@
 
     python -m docs.figures.front
 
-Trains a small masked autoencoder with an adversary for a few minutes on one CPU core, on crops of
-three photographs of scikit-image, and writes docs/images/front.jpg. The photographs shown are the
+Trains a small masked autoencoder with an adversary for about four minutes on one CPU core, on crops
+of three photographs of scikit-image, and writes docs/images/front.jpg. The photographs shown are the
 ones that it was trained on. Masks are drawn in eval mode, without exploration noise.
 """
 
@@ -89,7 +89,9 @@ def draw(photos: list[Tensor], model: MaskedAutoencoder, masks: dict[int, PatchM
     whole = torch.stack([resize(photo, SIZE, antialias=True) for photo in photos]) - 0.5
     late = masks[STEPS]
     pred = model.predict(whole, late)
-    pred = unpatchify(pred, model.patch_size, late.grid) + 0.5
+    pred = unpatchify(pred, model.patch_size, late.grid)
+    # Predictions of visible patches are not trained, and would bleed into their neighbours.
+    pred = torch.where(late.pixel_mask(*SIZE).bool(), pred, whole) + 0.5
     pred = interpolate(pred, side, mode="bicubic").clamp(0, 1)
     rebuilt = torch.where(late.pixel_mask(*side).bool(), pred, shown)
     random = RandomMasking(RATIO, PATCH)(whole, torch.Generator().manual_seed(3))
