@@ -3,8 +3,8 @@
     python -m docs.figures.front
 
 Trains a small masked autoencoder with an adversary for about four minutes on one CPU core, on crops
-of three photographs of scikit-image, and writes docs/images/front.jpg. The photographs shown are the
-ones that it was trained on. Masks are drawn in eval mode, without exploration noise.
+of three photographs of scikit-image, and writes docs/images/front.jpg. The photographs shown are
+the ones that it was trained on. Masks are drawn in eval mode, without exploration noise.
 """
 
 from __future__ import annotations
