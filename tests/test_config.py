@@ -94,7 +94,7 @@ def test_a_repr_shows_the_arguments_and_the_schedules_that_move():
     masking = AdversarialMasking(0.5, 4, strength=dict(start=0, end=1), threshold=dict(type=Mine))
     text = repr(masking)
     assert "(threshold): Mine(share=0.3)" in text
-    assert "estimator=StraightThrough(temperature=1.0, noise=1.0)" in text
+    assert "estimator=Inclusion(floor=0.05)" in text
     assert "strength=Schedule(start=0, end=1," in text
     assert "mask_ratio=0.5, patch_size=(4, 4)" in text
     assert "loss=" not in text  # a module is printed below, as a child
