@@ -28,7 +28,7 @@ test: env
 
 # make docs: the site, in docs/_build/html; a warning, such as a link to nowhere, is an error.
 docs: env
-	$(PYTHON_ENV) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(PYTHON_ENV) -W ignore -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 # What touches OpenMMLab, on its maintained forks: every method one step and one epoch, mim train,

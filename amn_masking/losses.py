@@ -47,6 +47,13 @@ class CombinedAdversarialLoss(nn.Module):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> patch_mask = AdversarialMasking(mask_ratio=0.5, patch_size=16)(torch.rand(2, 3, 64, 64))
+        >>> pred, target = torch.rand(2, 16, 768, requires_grad=True), torch.rand(2, 16, 768)
+        >>> CombinedAdversarialLoss(lambda_adv=0.5)(pred, target, patch_mask).backward()
     """
 
     def __init__(

@@ -38,6 +38,16 @@ class PatchMask:
         valid: ``(B, L)`` bool, False at patches without data, which are never masked; None if
             every patch is valid.
         learned: what a learning strategy made beside the mask; None if nothing is learned.
+
+    Example:
+        >>> import torch
+        >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 0, 0, 1]]))
+        >>> patch_mask.ids_keep
+        tensor([[1, 2]])
+        >>> tokens = torch.arange(4.0).reshape(1, 4, 1)
+        >>> visible = patch_mask.gather_visible(tokens)
+        >>> patch_mask.scatter(visible, torch.tensor([-1.0])).flatten()
+        tensor([-1.,  1.,  2., -1.])
     """
 
     mask: Tensor

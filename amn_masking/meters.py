@@ -23,6 +23,12 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
         images of the batch. For a learned mask also ``score_spread``: standard deviation of an
         image's valid patch scores, before they are standardised, mean over the batch; and
         ``threshold``: mean of the images' thresholds.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import RandomMasking
+        >>> mask_statistics(RandomMasking(0.75)(torch.rand(2, 3, 64, 64)))["mask_ratio"]
+        tensor(0.7500)
     """
     ratio = patch_mask.mask.mean(1)
     statistics = {
@@ -54,6 +60,13 @@ def adversarial_gain(
     Returns:
         A scalar: the mean error of the masked patches, over the same under masks that hide as many
         patches of each image at uniformly random positions. Above 1 = harder.
+
+    Example:
+        >>> import torch
+        >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 1, 0, 0]]).expand(64, -1))
+        >>> error = torch.tensor([[3.0, 3.0, 1.0, 1.0]]).expand(64, -1)  # the left two are hard
+        >>> bool(adversarial_gain(lambda mask: error, patch_mask) > 1.2)
+        True
     """
     learned, random = (
         masked_mean(error_under(masks), masks.mask)
@@ -84,6 +97,11 @@ def score_entropy(logits: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Returns:
         A scalar in [0, 1]: 1 where all patches are equal, 0 where one has all the chance.
+
+    Example:
+        >>> import torch
+        >>> score_entropy(torch.zeros(2, 16))
+        tensor(1.)
     """
     return logit_entropy(logits.detach().float(), valid).mean()
 
@@ -108,6 +126,11 @@ def mask_distance(mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: fewer than two images.
+
+    Example:
+        >>> import torch
+        >>> mask_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor(2.)
     """
     batch, length = mask.shape
     if batch < 2:
@@ -143,6 +166,14 @@ class PositionMeter:
 
     Raises:
         ValueError: ``window`` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> meter = PositionMeter(window=100)
+        >>> meter.update(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), grid=(2, 2))  # always the same mask
+        >>> meter.update(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), grid=(2, 2))
+        >>> meter.entropy()
+        tensor(0.)
     """
 
     def __init__(self, window: int = 100) -> None:

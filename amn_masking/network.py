@@ -32,6 +32,11 @@ class MaskingNetwork(nn.Module):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> MaskingNetwork(downsample=4)(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 1, 16, 16])
     """
 
     def __init__(

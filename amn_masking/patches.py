@@ -15,6 +15,10 @@ def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int
 
     Raises:
         ValueError: patches of that size do not tile the image.
+
+    Example:
+        >>> grid_size(224, 160, (16, 16))
+        (14, 10)
     """
     h, w = patch_size
     if height < h or width < w or height % h or width % w:
@@ -31,6 +35,11 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: patches of that size do not tile the image.
+
+    Example:
+        >>> import torch
+        >>> patchify(torch.rand(2, 3, 64, 64), (16, 16)).shape
+        torch.Size([2, 16, 768])
     """
     batch, channels, height, width = images.shape
     p_h, p_w = patch_size
@@ -44,6 +53,12 @@ def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, in
 
     Raises:
         ValueError: the number of patches or their length does not fit.
+
+    Example:
+        >>> import torch
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> torch.equal(unpatchify(patchify(images, (16, 16)), (16, 16), (4, 4)), images)
+        True
     """
     batch, length, dim = patches.shape
     (p_h, p_w), (h, w) = patch_size, grid
@@ -125,6 +140,11 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``(B, L)`` errors over all masked patches of the batch, a scalar.
 
     What the error is elsewhere does not matter, not a number included.
+
+    Example:
+        >>> import torch
+        >>> masked_mean(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
+        tensor(2.)
     """
     return error.where(mask > 0, 0.0).sum() / mask.sum()
 

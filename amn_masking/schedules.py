@@ -33,6 +33,11 @@ class Schedule:
     Raises:
         ValueError: another unit; ``begin`` and ``until`` are not in order, negative, not finite, or
             no shares; or iterations or epochs without ``until``.
+
+    Example:
+        >>> warm_up = Schedule(start=0.0, end=1.0, begin=5, until=20, by="epoch")
+        >>> warm_up(0.5, iteration=1000, epoch=12.5)
+        0.5
     """
 
     start: float
@@ -57,7 +62,7 @@ class Schedule:
                 )
             object.__setattr__(self, "until", 1.0)
         last = 1.0 if self.by == "progress" else math.inf
-        if not 0 <= self.begin <= self.until <= last or math.isinf(self.until):  # type: ignore[operator]
+        if not 0 <= self.begin <= self.until <= last or math.isinf(self.until):
             raise ValueError(
                 "a schedule moves from begin to until, 0 <= begin <= until, and until <= 1 where "
                 "they are shares of training (by='progress'); for iterations or epochs say "

@@ -44,6 +44,13 @@ def draw_masks(
         ImportError: matplotlib is not installed.
         TypeError: images or reconstruction are no tensors.
         ValueError: the mask is not one of these images.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> draw_masks(images, AdversarialMasking(0.25)(images)).dtype
+        dtype('uint8')
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -21,6 +21,12 @@ class Gumbel(StraightThrough):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="gumbel"))
+        >>> type(masking.estimator).__name__
+        'Gumbel'
     """
 
     def __init__(self, temperature: float = 1.0) -> None:

@@ -53,6 +53,12 @@ class Inclusion(Estimator):
 
     Raises:
         ValueError: a floor out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="inclusion"))
+        >>> type(masking.estimator).__name__
+        'Inclusion'
     """
 
     differentiable = True

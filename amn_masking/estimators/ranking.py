@@ -26,6 +26,12 @@ class Ranking(Estimator):
 
     Raises:
         ValueError: a negative scale.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="ranking"))
+        >>> type(masking.estimator).__name__
+        'Ranking'
     """
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:

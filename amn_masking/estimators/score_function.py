@@ -43,6 +43,12 @@ class ScoreFunction(Estimator):
 
     Raises:
         ValueError: m is no positive integer; in the loss, a batch that it does not divide.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="score_function"))
+        >>> type(masking.estimator).__name__
+        'ScoreFunction'
     """
 
     fewest_masked = 1

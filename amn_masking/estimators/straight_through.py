@@ -31,6 +31,12 @@ class StraightThrough(Estimator):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="straight_through"))
+        >>> type(masking.estimator).__name__
+        'StraightThrough'
     """
 
     differentiable = True
@@ -42,7 +48,7 @@ class StraightThrough(Estimator):
                 f"temperature of an estimator must be a positive number, got {temperature!r}; what "
                 "may move is the strategy's own temperature"
             )
-        self.temperature = float(temperature)
+        self.temperature: float = float(temperature)
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         soft = relaxed_mask(logits, selection, self.temperature)

@@ -94,6 +94,15 @@ class AdversarialMasking(MaskingStrategy):
         ValueError: an unknown part, a value out of range, or settings that exclude each other; in
             ``forward``, a single masked patch per image where the estimator needs two.
         TypeError: an argument that the named part does not take.
+
+    Example:
+        >>> import torch
+        >>> masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
+        >>> patch_mask = masking(torch.rand(2, 3, 64, 64))
+        >>> patch_mask.mask.sum(1)
+        tensor([4., 4.])
+        >>> error = torch.rand(2, 16, requires_grad=True)  # an autoencoder's error of each patch
+        >>> masking.total_loss(error.mean(), error, patch_mask).backward()  # reaches both networks
     """
 
     strength = Scheduled(-1.0, 1.0)

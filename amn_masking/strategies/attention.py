@@ -32,6 +32,14 @@ class AttentionMasking(RankedMasking):
 
     Raises:
         ValueError: a value out of range; in ``forward``, no ``attention``, or of another shape.
+
+    Example:
+        >>> import torch
+        >>> def attention(images):  # of the class token, (B, L); here: bright patches
+        ...     return torch.nn.functional.avg_pool2d(images.mean(1), 16).flatten(1)
+        >>> masking = AttentionMasking(attention=attention, mask_ratio=0.5, patch_size=16)
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(

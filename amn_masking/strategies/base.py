@@ -68,6 +68,17 @@ class MaskingStrategy(nn.Module):
     Raises:
         ValueError: ``patch_size`` is not positive, ``mask_ratio`` outside (0, 1), or given to a
             strategy that takes none.
+
+    Example:
+        >>> import torch
+        >>> class LeftHalf(MaskingStrategy):
+        ...     def forward(self, images, generator=None, valid=None):
+        ...         rows, columns = self.grid(images)
+        ...         hidden = torch.arange(columns) < columns // 2
+        ...         return PatchMask.from_mask(hidden.expand(len(images), rows, columns))
+        >>> LeftHalf(patch_size=16)(torch.rand(1, 3, 32, 64)).mask.reshape(2, 4)
+        tensor([[1., 1., 0., 0.],
+                [1., 1., 0., 0.]])
     """
 
     takes_ratio: bool = False

@@ -28,6 +28,11 @@ class BlockMasking(RankedMasking):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> BlockMasking(mask_ratio=0.5, patch_size=16)(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(

@@ -39,6 +39,12 @@ class ColorNoiseMasking(RankedMasking):
 
     Raises:
         ValueError: an unknown colour or a value out of range.
+
+    Example:
+        >>> import torch
+        >>> masking = ColorNoiseMasking(color="green", mask_ratio=0.5, patch_size=16)
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(

@@ -32,6 +32,13 @@ class HardPatchMasking(AdversarialMasking):
     Raises:
         ValueError: a value out of range.
         TypeError: an argument that the network or the loss does not take.
+
+    Example:
+        >>> import torch
+        >>> masking = HardPatchMasking(mask_ratio=0.5, patch_size=16)
+        >>> masking.set_progress(0.0)  # all patches at random, at first
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(

@@ -23,6 +23,12 @@ class RandomMasking(MaskingStrategy):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> patch_mask = RandomMasking(mask_ratio=0.75, patch_size=16)(torch.rand(2, 3, 64, 64))
+        >>> patch_mask.mask.sum(1)
+        tensor([12., 12.])
     """
 
     takes_ratio = True

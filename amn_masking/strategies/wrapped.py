@@ -125,6 +125,13 @@ class RandomRatioMasking(WrappedMasking):
         ValueError: no such range, or a strategy that chooses its own counts, takes no ratio or was
             given one; in ``forward``, images of which an end of the range leaves no patch visible
             or none masked; on setting ``mask_ratio``.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import RandomMasking
+        >>> masking = RandomRatioMasking(RandomMasking(patch_size=16), ratio_range=(0.5, 0.9))
+        >>> 8 <= masking(torch.rand(2, 3, 64, 64)).mask[0].sum() <= 15
+        tensor(True)
     """
 
     def __init__(
@@ -189,6 +196,13 @@ class ShuffledMasking(WrappedMasking):
 
     Raises:
         ValueError: in ``forward``, patches that are valid in one image and not in another.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = ShuffledMasking(AdversarialMasking(mask_ratio=0.25, patch_size=16))
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([4., 4.])
     """
 
     warned = False

@@ -22,6 +22,12 @@ class Constant(Threshold):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(threshold=dict(type="constant"))
+        >>> masking.free_counts
+        True
     """
 
     free_counts = True

@@ -47,6 +47,11 @@ class Difficulty(Tracking):
 
     Raises:
         ValueError: a value out of range; a strategy without a share of patches drawn at random.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> threshold = dict(type="difficulty", target_gain=1.2)
+        >>> masking = AdversarialMasking(threshold=threshold, random_share=0.25)
     """
 
     errors: Tensor

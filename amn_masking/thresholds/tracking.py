@@ -40,6 +40,12 @@ class Tracking(Threshold):
     Raises:
         ValueError: a value out of range; a ``mask_ratio``, or an end of its schedule, outside
             ``ratio_range``.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, threshold=dict(type="tracking"))
+        >>> masking.free_counts
+        True
     """
 
     free_counts = True
