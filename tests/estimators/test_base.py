@@ -170,7 +170,7 @@ def test_errors_carry_no_gradient_into_the_objective():
         (lambda: StraightThrough(noise=-1), "cannot be negative, got -1"),
         (lambda: Ranking(noise=float("nan")), "cannot be negative"),
         (lambda: Inclusion(floor=0), r"floor is a probability in \(0, 1\), got 0"),
-        (lambda: Gumbel(temperature=0), "temperature must be positive, got 0"),
+        (lambda: Gumbel(temperature=0), "must be a positive number, got 0; what may move is"),
     ],
 )
 def test_options_out_of_range_are_refused(make, message):
