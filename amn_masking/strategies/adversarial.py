@@ -33,8 +33,8 @@ from amn_masking.watch import TrainingWatch
 NOT_FINITE = (
     "the masking network's scores are not finite. Expected scores in (0, 1); the input images or "
     "the network's weights hold NaN or infinity. Check the images (where NaN means no data, say so "
-    "by masking(images, valid=...)), lower the learning rate of 'masking' (paramwise_cfg) or clip "
-    "gradients"
+    "by masking(images, valid=...), in mmpretrain by the data samples' field 'valid'), lower the "
+    "learning rate of 'masking' (paramwise_cfg) or clip gradients"
 )
 
 

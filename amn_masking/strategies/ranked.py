@@ -59,7 +59,8 @@ class RankedMasking(MaskingStrategy):
         check_finite(
             priorities,
             f"{type(self).__name__} expected finite priorities, got NaN or infinity; do the images "
-            "hold NaN (nodata)? Then say which patches are valid: masking(images, valid=...)",
+            "hold NaN (nodata)? Then say which patches are valid: masking(images, valid=...), in "
+            "mmpretrain the data samples' field 'valid'",
         )
         candidates = Candidates(
             priorities,

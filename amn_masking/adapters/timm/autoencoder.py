@@ -137,7 +137,7 @@ class MaskedAutoencoder(nn.Module):
             valid: as for :class:`MaskingStrategy`; patches that are not valid are shown to the
                 encoder as 0, never masked and never in the loss.
         """
-        patch_mask = self.masking(images) if valid is None else self.masking(images, valid=valid)
+        patch_mask = self.make_mask(images, valid)
         images = patch_mask.fill_invalid(images)
         pred = self.predict(images, patch_mask)
         error = self.criterion.error(pred, self.target(images))
@@ -147,6 +147,10 @@ class MaskedAutoencoder(nn.Module):
         reconstruction = masked_mean(error, counted)
         loss = self.masking.total_loss(reconstruction, error, patch_mask)
         return Output(loss, reconstruction, pred, error, patch_mask)
+
+    def make_mask(self, images: Tensor, valid: Tensor | None) -> PatchMask:
+        """The strategy's mask; one that does not know ``valid`` is not given it in vain."""
+        return self.masking(images) if valid is None else self.masking(images, valid=valid)
 
     def predict(self, images: Tensor, patch_mask: PatchMask) -> Tensor:
         """``(B, L, p_h * p_w * C)`` patches, on the target's scale.
@@ -182,17 +186,19 @@ class MaskedAutoencoder(nn.Module):
         return self.criterion.error(self.predict(images, patch_mask), self.target(images))
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> tuple[PatchMask, Tensor]:
+    def reconstruct(self, images: Tensor, valid: Tensor | None = None) -> tuple[PatchMask, Tensor]:
         """Masks and predicted images, for :func:`amn_masking.visualize.draw_masks`.
 
         Args:
             images: ``(B, C, H, W)``, as for training.
+            valid: as for training.
 
         Returns:
             The strategy's mask, and ``(B, C, H, W)`` predictions on the scale of the images. With
             ``norm_pix`` each patch is given the mean and the deviation of the input's.
         """
-        patch_mask = self.masking(images)
+        patch_mask = self.make_mask(images, valid)
+        images = patch_mask.fill_invalid(images)
         pred = self.predict(images, patch_mask)
         if self.norm_pix:
             mean, deviation = patch_statistics(patchify(images, self.patch_size))
