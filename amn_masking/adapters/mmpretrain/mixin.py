@@ -118,6 +118,7 @@ class MaskedMethod(MaskableMethod):
         ratio = self.own_mask_ratio()
         if ratio == self.built_ratio:
             return
+        self.masking.check_takes_ratio()  # a wrapper may draw what a strategy in it would follow
         if not self.followers:
             raise ValueError(
                 f"the method's own mask_ratio was set from {self.built_ratio:g} to {ratio:g}, but "
