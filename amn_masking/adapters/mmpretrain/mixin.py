@@ -46,7 +46,7 @@ class MaskedMethod(MaskableMethod):
         ValueError: an unknown strategy, or one that does not suit this method.
     """
 
-    # Called when a model is built; the adapter puts runner.install here.
+    # Called when a model with masking is built; the adapter puts runner.install here.
     prepare_process: ClassVar[Callable[[], None]] = lambda: None
 
     def __init__(
@@ -59,7 +59,7 @@ class MaskedMethod(MaskableMethod):
         if masking is not None:
             self.masking = self.build_masking(masking)
             self.built_ratio = self.own_mask_ratio()
-        type(self).prepare_process()
+            type(self).prepare_process()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
         """The strategy, with the method's own patch size, channels and mask ratio as defaults."""

@@ -158,11 +158,12 @@ def read_safely() -> Iterator[None]:
 
 
 def for_masked_models(method: Callable, check: bool) -> Callable:
-    """A method of the Runner that reads safely, and checks first, if its model takes masks."""
+    """A method of the Runner that reads safely, and checks first, if its model has ``masking``."""
 
     @functools.wraps(method)
     def wrapped(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(unwrapped(runner), MaskableMethod):
+        model = unwrapped(runner)
+        if not isinstance(model, MaskableMethod) or model.masking is None:
             return method(runner, filename, *args, **kwargs)
         with ExitStack() as stack:
             stack.enter_context(read_safely())
