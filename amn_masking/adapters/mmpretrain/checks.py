@@ -7,7 +7,8 @@ from typing import Any
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from amn_masking.adapters.mmpretrain.patch_error import KNOWN_LOSSES
+from amn_masking.adapters.mmpretrain.patch_error import KNOWN_LOSSES, PIXEL_LOSSES
+from amn_masking.adapters.own_loss import check_followed
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.strategies import MaskingStrategy
@@ -73,12 +74,20 @@ class MaskableMethod(BaseSelfSupervisor):
                 "which the head's would count; leave loss out of masking, or give the head the "
                 "method's own loss"
             )
-        loss = self.adversarial_loss(masking)
-        if loss is not None and loss is not self.loss_module and loss.reconstruct != "masked":
+        if masking.reward == "variance_normalised" and not self.predicts_pixels:
             raise ValueError(
-                f"masking.loss says reconstruct={loss.reconstruct!r}, but the reconstruction term "
-                f"is the head's {type(self.loss_module).__name__}; put it there: head=dict("
-                "loss=dict(type='CombinedAdversarialLoss', reconstruct=...))"
+                f"{name} does not predict pixels, so the variance of a patch's pixels, by which "
+                "reward='variance_normalised' divides, says nothing about its errors; use "
+                "reward='error'"
+            )
+        loss = self.adversarial_loss(masking)
+        if loss is not self.loss_module:
+            check_followed(
+                loss,
+                f"the head's {type(self.loss_module).__name__}",
+                criterion=None if isinstance(self.loss_module, PIXEL_LOSSES) else "L2",
+                instead="leave it out, or, where the method takes one, put it there: head=dict("
+                "loss=dict(type='CombinedAdversarialLoss', ...))",
             )
 
     def check_patch_size(self, patch_size: tuple[int, int]) -> None:

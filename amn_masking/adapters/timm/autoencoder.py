@@ -12,6 +12,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from amn_masking.adapters.own_loss import check_followed
 from amn_masking.adapters.timm.encoders import EQUAL_COUNTS, NO_GATE, masked, patch_size
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
@@ -66,8 +67,8 @@ class MaskedAutoencoder(nn.Module):
 
     Raises:
         TypeError: not such an encoder, or not a strategy.
-        ValueError: another patch size, a width that does not divide, or Hiera with free counts or a
-            gate.
+        ValueError: another patch size, a width that does not divide, a loss with ``channel``, or
+            Hiera with free counts or a gate.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class MaskedAutoencoder(nn.Module):
             no_gate=NO_GATE if units else "",
             normalised_targets=norm_pix,
         )
+        check_followed(masking.loss, type(self).__name__, criterion=None, reconstruct=True)
         if decoder_dim % 4 or decoder_dim % decoder_heads:
             raise ValueError(
                 f"decoder_dim expected a multiple of 4 and of decoder_heads={decoder_heads}, got "

@@ -67,3 +67,17 @@ def test_a_mask_that_is_not_of_these_images_is_refused(kind, got):
         ValueError, match=r"MAE's MAEViT expected a mask of .* = \(3, 4, 4\).*" + got
     ):
         model.loss(torch.randn(3, 3, 32, 32), [])
+
+
+NO_PIXELS = ("EVA", "MILAN", "MaskFeat", "BEiT v1", "BEiT v2", "CAE", "iTPN (clip)")
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_a_reward_relative_to_the_pixels_is_for_errors_of_pixels(label, photos):
+    masking = LEARNED | dict(reward="variance_normalised")
+    if label == "SimMIM":
+        build(label, photos, masking=masking)
+        return
+    message = "does not predict pixels" if label in NO_PIXELS else "normalises each patch of its"
+    with pytest.raises(ValueError, match=message + r".*use reward='error'"):
+        build(label, photos, masking=masking)
