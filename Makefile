@@ -1,9 +1,9 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples study-tables study-smoke lint recipes
+.PHONY: help env env-forks demo docs test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples study-tables study-smoke lint recipes
 
-EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev
+EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev,docs
 PYTHON_ENV := .venv/bin/python
 WORK_DIR := work_dirs/demo
 CONFIG := configs/mmpretrain/mae_amn_vit-tiny_photos.py
@@ -19,11 +19,17 @@ env-forks:
 	@bash .ci/env.sh .venv-onedl "onedl,test,dev"
 
 demo: env data/photos
-	.venv/bin/mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)
-	@$(PYTHON_ENV) demo/report.py $(WORK_DIR)
+	@echo "As by: mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)"
+	@$(PYTHON_ENV) -W ignore demo/train.py $(CONFIG) $(WORK_DIR)
+	@$(PYTHON_ENV) -W ignore demo/report.py $(WORK_DIR)
 
 test: env
 	$(PYTHON_ENV) -m pytest -n 2
+
+# make docs: the site, in docs/_build/html; a warning, such as a link to nowhere, is an error.
+docs: env
+	$(PYTHON_ENV) -W ignore -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 # What touches OpenMMLab, on its maintained forks: every method one step and one epoch, mim train,
 # resume, two processes. What costs most runs on upstream only.

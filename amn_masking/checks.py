@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from amn_masking.patches import grid_size
+
+if TYPE_CHECKING:
+    from amn_masking.mask import PatchMask
+
 
 def check_tensor(value: Any, name: str) -> None:
-    """Refuse what is not a tensor.
-
-    Raises:
-        TypeError: with the way out.
-    """
+    """Raise TypeError for what is not a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} expected a torch.Tensor, got {type(value).__name__}; convert it with "
@@ -35,3 +36,61 @@ def check_finite(values: Tensor, message: str) -> None:
         torch._assert_async(finite, message[:254])  # all that CUDA takes
     elif not bool(finite):
         raise ValueError(message)
+
+
+def check_tokens(patch_mask: PatchMask, tokens: Tensor, count: int, symbol: str) -> None:
+    """Refuse tokens that are not ``(B, count, D)``, one per patch (L) or per visible patch (N).
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: of another shape.
+    """
+    check_tensor(tokens, "tokens")
+    if tokens.dim() == 3 and tokens.shape[:2] == (patch_mask.mask.shape[0], count):
+        return
+    hint = "the strategy's patch_size has to be the encoder's"
+    if tokens.dim() == 3 and tokens.shape[1] > count:
+        extra = tokens.shape[1] - count
+        hint = f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
+    h, w = patch_mask.grid
+    raise ValueError(
+        f"expected tokens of shape (B, {symbol}, D) = ({len(patch_mask.mask)}, {count}, D) for a "
+        f"{h} x {w} grid with {patch_mask.num_visible} visible, got {tuple(tokens.shape)}; {hint}"
+    )
+
+
+def check_grid_of(
+    patch_mask: PatchMask,
+    images: Tensor,
+    patch_size: tuple[int, int],
+    host: str,
+    own_grid: tuple[int, int] | None = None,
+) -> None:
+    """Refuse images whose patches are not the ones of the mask, or not the host's.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        patch_size: (height, width) in pixels of the host's patches.
+        host: who is to use the mask, for the message.
+        own_grid: (rows, columns) that the host is built for; None where it takes any.
+
+    Raises:
+        ValueError: another batch size or grid; a transposed grid too.
+    """
+    batch, _, height, width = images.shape
+    h, w = grid_size(height, width, patch_size)
+    if own_grid is not None and (h, w) != tuple(own_grid):
+        rows, columns = own_grid
+        raise ValueError(
+            f"images of {height} x {width} pixels have {h} x {w} patches of {patch_size} "
+            f"pixels, but {host} is built for {rows} x {columns}; resize them to "
+            f"{rows * patch_size[0]} x {columns * patch_size[1]}, or build it for theirs"
+        )
+    expected = (batch, h, w)
+    got = (patch_mask.mask.shape[0], *patch_mask.grid)
+    if got != expected:
+        raise ValueError(
+            f"{host} expected a mask of (B, rows, columns) = {expected} for images of "
+            f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it "
+            f"from the same images with a strategy of patch_size={patch_size}"
+        )

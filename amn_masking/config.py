@@ -6,7 +6,19 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from torch import nn
+
 T = TypeVar("T")
+
+
+def settings(part: object, **more: object) -> str:
+    """For the ``repr`` of a module: the arguments that it keeps under their names, and ``more``."""
+    names = inspect.signature(type(part)).parameters
+    kept = {name: getattr(part, name) for name in names if hasattr(part, name)} | more
+    # Modules among them are printed as children.
+    return ", ".join(
+        f"{name}={value!r}" for name, value in kept.items() if not isinstance(value, nn.Module)
+    )
 
 
 def build(
@@ -58,23 +70,13 @@ def build(
     }
     unknown = sorted(set(config) - set(parameters))
     if unknown:
-        owner = (
-            "; the ratio is the strategy's own argument mask_ratio"
-            if "mask_ratio" in unknown
-            else ""
-        )
+        owner = "; the ratio is the strategy's own argument mask_ratio"
         raise TypeError(
             f"{role} {kind!r} does not take {', '.join(unknown)}; it takes "
-            f"{', '.join(parameters) or 'no arguments'}{owner}"
+            f"{', '.join(parameters) or 'no arguments'}{owner if 'mask_ratio' in unknown else ''}"
         )
-    missing = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and name not in config and name not in defaults
-    ]
-    if missing:
+    config = {name: defaults[name] for name in parameters if name in defaults} | config
+    needed = [name for name, p in parameters.items() if p.default is p.empty]
+    if missing := [name for name in needed if name not in config]:
         raise TypeError(f"{role} {kind!r} expected {', '.join(missing)}, got {dict(given)}")
-    for name, value in defaults.items():
-        if name in parameters:
-            config.setdefault(name, value)
     return cls(**config)

@@ -47,6 +47,15 @@ class LearnedMask:
             ``torch.no_grad()``.
         loss: the strategy's own weights of the adversarial terms, where its user set them; no other
             loss may then add these terms.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> patch_mask = AdversarialMasking(mask_ratio=0.25)(torch.rand(2, 3, 64, 64))
+        >>> torch.equal(patch_mask.learned.surrogate, patch_mask.mask)
+        True
+        >>> patch_mask.learned.patch_scores.shape
+        torch.Size([2, 16])
     """
 
     chosen: PatchMask

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
+from amn_masking.config import settings
 from amn_masking.mask import PatchMask
 from amn_masking.patches import masked_mean, pool_to_patches
 
@@ -16,13 +17,7 @@ CRITERIA = {"L1": F.l1_loss, "L2": F.mse_loss}
 
 
 class LossTerms(NamedTuple):
-    """The parts of :class:`CombinedAdversarialLoss`, scalars.
-
-    Attributes:
-        reconstruction: R, what the stock method minimises.
-        adversarial: A, the error on the patches that the masking network chose.
-        objective: 0 in value; its gradient reaches the masking network only.
-    """
+    """R, A and the objective of :class:`CombinedAdversarialLoss`, scalars."""
 
     reconstruction: Tensor
     adversarial: Tensor
@@ -52,6 +47,13 @@ class CombinedAdversarialLoss(nn.Module):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> patch_mask = AdversarialMasking(mask_ratio=0.5, patch_size=16)(torch.rand(2, 3, 64, 64))
+        >>> pred, target = torch.rand(2, 16, 768, requires_grad=True), torch.rand(2, 16, 768)
+        >>> CombinedAdversarialLoss(lambda_adv=0.5)(pred, target, patch_mask).backward()
     """
 
     def __init__(
@@ -103,30 +105,31 @@ class CombinedAdversarialLoss(nn.Module):
         self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None
     ) -> LossTerms:
         """The parts of the loss, unweighted; arguments as for :meth:`forward`."""
-        if isinstance(mask, PatchMask) and target.dim() in (3, 4):
-            target = mask.fill_invalid(target)  # NaN times no weight is NaN in the gradient
-        error = self.error(pred, target)
+        everywhere = self.reconstruct == "all"
         if not isinstance(mask, PatchMask):
             if mask is not None:
                 check_tensor(mask, "mask")
+            error = self.error(pred, target)
             adversarial = self._mean(error, mask)
-            return LossTerms(self._reduce(error, mask), adversarial, torch.zeros_like(adversarial))
+            reconstruction = self._mean(error, None) if everywhere else adversarial
+            return LossTerms(reconstruction, adversarial, torch.zeros_like(adversarial))
+        if target.dim() in (3, 4):
+            target = mask.fill_invalid(target)  # NaN times no weight is NaN in the gradient
+        error = self.error(pred, target)
+        per_patch, hard = error, mask.mask
         if error.dim() == 4:
-            per_patch, hard = self.on_patches(error, mask), mask.pixel_mask(*error.shape[-2:])
-            if self.reconstruct == "masked":
+            per_patch = pool_to_patches(error, mask.grid, "an error")
+            hard = mask.pixel_mask(*error.shape[-2:])
+            if not everywhere:
                 # R sums over the channels and divides by `channel`: so do the other terms, or
                 # lambda_adv would weigh less than it says.
                 per_patch = per_patch * (error.shape[1] / self.channel)
-        else:
-            per_patch, hard = error, mask.mask
         adversarial, objective = self.adversarial_terms(per_patch, mask)
-        if self.reconstruct == "all" and mask.valid is not None:
-            return LossTerms(masked_mean(per_patch, mask.valid), adversarial, objective)
-        return LossTerms(self._reduce(error, hard), adversarial, objective)
-
-    def on_patches(self, error: Tensor, patch_mask: PatchMask) -> Tensor:
-        """``(B, L)`` mean of an error of pixels, ``(B, C, H, W)``, over each patch."""
-        return pool_to_patches(error, patch_mask.grid, "an error")
+        if everywhere and mask.valid is not None:
+            reconstruction = masked_mean(per_patch, mask.valid)
+        else:
+            reconstruction = self._mean(error, None if everywhere else hard)
+        return LossTerms(reconstruction, adversarial, objective)
 
     def adversarial_terms(self, error: Tensor, patch_mask: PatchMask) -> tuple[Tensor, Tensor]:
         """A and the masking network's objective.
@@ -178,9 +181,6 @@ class CombinedAdversarialLoss(nn.Module):
         error = CRITERIA[self.criterion](pred, target, reduction="none")
         return error.mean(-1) if error.dim() == 3 else error
 
-    def _reduce(self, error: Tensor, mask: Tensor | None) -> Tensor:
-        return self._mean(error, None if self.reconstruct == "all" else mask)
-
     def _mean(self, error: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return error.mean()
@@ -189,7 +189,4 @@ class CombinedAdversarialLoss(nn.Module):
         return (hidden * mask).sum() / mask.sum() / self.channel
 
     def extra_repr(self) -> str:
-        return (
-            f"criterion={self.criterion!r}, lambda_adv={self.lambda_adv}, "
-            f"reconstruct={self.reconstruct!r}, score_weighted={self.score_weighted}"
-        )
+        return settings(self)

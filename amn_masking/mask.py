@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from amn_masking.checks import check_tensor
+from amn_masking.checks import check_grid_of, check_tensor, check_tokens
 from amn_masking.counts import longest_row
 from amn_masking.patches import fill_invalid, grid_size, pool_to_patches, spread_to_pixels
 
@@ -38,6 +38,16 @@ class PatchMask:
         valid: ``(B, L)`` bool, False at patches without data, which are never masked; None if
             every patch is valid.
         learned: what a learning strategy made beside the mask; None if nothing is learned.
+
+    Example:
+        >>> import torch
+        >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 0, 0, 1]]))
+        >>> patch_mask.ids_keep
+        tensor([[1, 2]])
+        >>> tokens = torch.arange(4.0).reshape(1, 4, 1)
+        >>> visible = patch_mask.gather_visible(tokens)
+        >>> patch_mask.scatter(visible, torch.tensor([-1.0])).flatten()
+        tensor([-1.,  1.,  2., -1.])
     """
 
     mask: Tensor
@@ -58,14 +68,8 @@ class PatchMask:
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> PatchMask:
-        """The mask that keeps the first patches of each row of ``ids_shuffle``.
-
-        Args:
-            ids_shuffle: ``(B, L)`` int64, a permutation of ``0..L-1`` in each row.
-            num_visible: how many stay visible, the largest of ``visible_counts`` if given.
-            grid: (rows, columns) of patches.
-            visible_counts: ``(B,)`` int64 where the images keep different numbers.
-            valid: ``(B, L)`` bool, see :attr:`valid`.
+        """The mask that keeps the first patches of each row of ``ids_shuffle``, ``(B, L)`` int64, a
+        permutation of ``0..L-1``; the arguments are as the attributes.
         """
         ids_restore = invert_permutation(ids_shuffle)
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
@@ -81,25 +85,15 @@ class PatchMask:
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> PatchMask:
-        """The mask of ``hidden``, ``(B, L)`` bool, with the visible patches, and after them the
-        masked ones, in the order of the grid; found by counting, without a sort.
-
-        Args:
-            hidden: True = masked, with the counts that the other arguments say.
-            num_visible, grid, visible_counts, valid: as for :meth:`from_shuffle`.
+        """The mask of ``hidden``, ``(B, L)`` bool, True = masked, of the counts that the other
+        arguments, as the attributes, say. The visible patches, and after them the masked ones, are
+        in the order of the grid; found by counting, without a sort.
         """
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
         shown = ~hidden
         ids_restore = torch.where(shown, shown.cumsum(1) - 1, first_masked - 1 + hidden.cumsum(1))
-        return cls(
-            hidden.to(torch.float32),
-            invert_permutation(ids_restore),
-            ids_restore,
-            num_visible,
-            grid,
-            visible_counts,
-            valid,
-        )
+        ids_shuffle, mask = invert_permutation(ids_restore), hidden.to(torch.float32)
+        return cls(mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid)
 
     @classmethod
     def from_mask(cls, mask: Tensor, grid: tuple[int, int] | None = None) -> PatchMask:
@@ -116,20 +110,15 @@ class PatchMask:
         """
         check_tensor(mask, "mask")
         if mask.dim() == 3:
-            grid = (mask.shape[1], mask.shape[2])
-            mask = mask.flatten(1)
-        if mask.dim() != 2:
-            raise ValueError(
-                f"expected a mask of shape (B, L) or (B, h, w), got {tuple(mask.shape)}"
-            )
-        length = mask.shape[1]
+            grid, mask = (mask.shape[1], mask.shape[2]), mask.flatten(1)
+        length = mask.shape[-1]
         if grid is None:
             grid = (math.isqrt(length), math.isqrt(length))
-        if len(grid) != 2 or grid[0] * grid[1] != length:
+        if mask.dim() != 2 or len(grid) != 2 or math.prod(grid) != length:
             raise ValueError(
-                f"a mask over {length} patches does not fill a grid of {' x '.join(map(str, grid))}"
-                "; pass grid=(rows, columns) with rows * columns equal to the number of patches, "
-                "or the mask as (B, rows, columns)"
+                f"a mask of shape {tuple(mask.shape)} does not fill a grid of "
+                f"{' x '.join(map(str, grid))}; expected (B, L) or (B, h, w), the former with "
+                "grid=(rows, columns) unless its L patches form a square"
             )
         hard = mask.to(torch.float32)
         if not bool(((hard == 0) | (hard == 1)).all()):
@@ -216,16 +205,16 @@ class PatchMask:
             tokens: ``(B, L, D)``, without prefix tokens.
 
         Returns:
-            ``(B, N, D)``. Padding rows are 0. With ``gate`` the tokens are multiplied by
-            1 - surrogate: exactly 1 in value, a gradient to the masking network.
+            ``(B, N, D)``. Padding rows are 0. With :attr:`gate` the tokens are multiplied by
+            1 - surrogate: exactly 1 in value.
 
         Raises:
             ValueError: the tokens are not one per patch of this mask.
         """
-        self._check_tokens(tokens, self.num_patches, "L")
+        check_tokens(self, tokens, self.num_patches, "L")
         ids = self.ids_keep
         visible = tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
-        if self.learned is not None and self.learned.gate:
+        if self.learned is not None and self.gate:
             shown = 1 - self.learned.surrogate.gather(1, ids)
             visible = visible * shown[:, :, None].to(visible.dtype)
         if (padding := self.padding) is not None:
@@ -245,8 +234,8 @@ class PatchMask:
         Raises:
             ValueError: the tokens are not one per visible patch of this mask.
         """
-        self._check_tokens(visible, self.num_visible, "N")
-        batch, _, dim = visible.shape
+        check_tokens(self, visible, self.num_visible, "N")
+        batch, dim = visible.shape[0], visible.shape[2]
         filler = mask_token.to(visible.dtype)
         if (padding := self.padding) is not None:
             visible = torch.where(padding[:, :, None], filler, visible)
@@ -254,56 +243,7 @@ class PatchMask:
         tokens = torch.cat([visible, rest], dim=1)
         return tokens.gather(1, self.ids_restore[:, :, None].expand(-1, -1, dim))
 
-    def _check_tokens(self, tokens: Tensor, count: int, symbol: str) -> None:
-        check_tensor(tokens, "tokens")
-        if tokens.dim() == 3 and tokens.shape[:2] == (self.mask.shape[0], count):
-            return
-        if tokens.dim() == 3 and tokens.shape[1] > count:
-            extra = tokens.shape[1] - count
-            hint = f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
-        else:
-            hint = "the strategy's patch_size has to be the encoder's"
-        what = "patch" if symbol == "L" else "visible patch"
-        raise ValueError(
-            f"expected one token per {what}, of shape (B, {symbol}, D) = ({self.mask.shape[0]}, "
-            f"{count}, D) for a {self.grid[0]} x {self.grid[1]} grid with {self.num_visible} "
-            f"visible, got {tuple(tokens.shape)}; {hint}"
-        )
-
-    def check_grid(
-        self,
-        images: Tensor,
-        patch_size: tuple[int, int],
-        host: str,
-        own_grid: tuple[int, int] | None = None,
-    ) -> None:
-        """Refuse images whose patches are not the ones of this mask, or not the host's.
-
-        Args:
-            images: ``(B, C, H, W)``.
-            patch_size: (height, width) in pixels of the host's patches.
-            host: who is to use the mask, for the message.
-            own_grid: (rows, columns) that the host is built for; None where it takes any.
-
-        Raises:
-            ValueError: another batch size or grid; a transposed grid too.
-        """
-        grid = grid_size(images.shape[2], images.shape[3], patch_size)
-        if own_grid is not None and grid != tuple(own_grid):
-            size = [patches * side for patches, side in zip(own_grid, patch_size, strict=True)]
-            raise ValueError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels have {grid[0]} x {grid[1]}"
-                f" patches of {patch_size} pixels, but {host} is built for {own_grid[0]} x "
-                f"{own_grid[1]}; resize them to {size[0]} x {size[1]}, or build it for theirs"
-            )
-        expected = (images.shape[0], *grid)
-        got = (self.mask.shape[0], *self.grid)
-        if got != expected:
-            raise ValueError(
-                f"{host} expected a mask of (B, rows, columns) = {expected} for images of "
-                f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it "
-                f"from the same images with a strategy of patch_size={patch_size}"
-            )
+    check_grid = check_grid_of  # a method, written beside the other refusals
 
     def pixel_mask(self, height: int, width: int) -> Tensor:
         """``(B, 1, height, width)`` float32, 1 = masked: the mask at the size of an image.
@@ -336,28 +276,27 @@ class PatchMask:
 
     def take(self, images: Tensor) -> PatchMask:
         """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64."""
-        learned = None if self.learned is None else self.learned.take(images)
-        return self._changed(lambda value: value[images], learned)
+        return self._changed(lambda value: value[images], lambda learned: learned.take(images))
 
     def to(self, device: torch.device | str) -> PatchMask:
         """The same mask on another device."""
-        learned = None if self.learned is None else self.learned.to(device)
-        return self._changed(lambda value: value.to(device), learned)
+        return self._changed(lambda value: value.to(device), lambda learned: learned.to(device))
 
     def detach(self) -> PatchMask:
         """The same mask without gradients: the masking network learns nothing from it."""
         return replace(self, learned=None if self.learned is None else self.learned.detach())
 
     def _changed(
-        self, change: Callable[[Tensor], Tensor], learned: LearnedMask | None
+        self,
+        change: Callable[[Tensor], Tensor],
+        change_learned: Callable[[LearnedMask], LearnedMask],
     ) -> PatchMask:
-        return PatchMask(
-            change(self.mask),
-            change(self.ids_shuffle),
-            change(self.ids_restore),
-            self.num_visible,
-            self.grid,
-            None if self.visible_counts is None else change(self.visible_counts),
-            None if self.valid is None else change(self.valid),
-            learned,
+        return replace(
+            self,
+            mask=change(self.mask),
+            ids_shuffle=change(self.ids_shuffle),
+            ids_restore=change(self.ids_restore),
+            visible_counts=None if self.visible_counts is None else change(self.visible_counts),
+            valid=None if self.valid is None else change(self.valid),
+            learned=None if self.learned is None else change_learned(self.learned),
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.mask import PatchMask
 from amn_masking.network import logit_entropy
@@ -23,6 +23,12 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
         images of the batch. For a learned mask also ``score_spread``: standard deviation of an
         image's patch scores, before they are standardised, mean over the batch; and
         ``threshold``: mean of the images' thresholds.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import RandomMasking
+        >>> mask_statistics(RandomMasking(0.75)(torch.rand(2, 3, 64, 64)))["mask_ratio"]
+        tensor(0.7500)
     """
     ratio = patch_mask.mask.mean(1)
     statistics = {
@@ -40,7 +46,7 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
 def adversarial_gain(
     error_under: Callable[[PatchMask], Tensor],
     patch_mask: PatchMask,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """How much harder these masks are than random ones: masked error over masked error.
 
@@ -52,6 +58,13 @@ def adversarial_gain(
     Returns:
         A scalar: the mean error of the masked patches, over the same under masks that hide as many
         patches of each image at uniformly random positions. Above 1 = harder.
+
+    Example:
+        >>> import torch
+        >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 1, 0, 0]]).expand(64, -1))
+        >>> error = torch.tensor([[3.0, 3.0, 1.0, 1.0]]).expand(64, -1)  # the left two are hard
+        >>> bool(adversarial_gain(lambda mask: error, patch_mask) > 1.2)
+        True
     """
     learned, random = (
         masked_mean(error_under(masks), masks.mask)
@@ -60,7 +73,7 @@ def adversarial_gain(
     return learned / random
 
 
-def at_random(patch_mask: PatchMask, generator: torch.Generator | None = None) -> PatchMask:
+def at_random(patch_mask: PatchMask, generator: Generator | None = None) -> PatchMask:
     """Masks that hide as many patches of each image, at uniformly random valid positions."""
     mask, valid = patch_mask.mask, patch_mask.valid
     noise = uniform(mask.shape, mask.device, generator)
@@ -81,6 +94,11 @@ def score_entropy(logits: Tensor) -> Tensor:
 
     Returns:
         A scalar in [0, 1]: 1 where all patches are equal, 0 where one has all the chance.
+
+    Example:
+        >>> import torch
+        >>> score_entropy(torch.zeros(2, 16))
+        tensor(1.)
     """
     return logit_entropy(logits.detach().float()).mean()
 
@@ -105,6 +123,11 @@ def mask_distance(mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: fewer than two images.
+
+    Example:
+        >>> import torch
+        >>> mask_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor(2.)
     """
     batch, length = mask.shape
     if batch < 2:
@@ -140,6 +163,14 @@ class PositionMeter:
 
     Raises:
         ValueError: ``window`` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> meter = PositionMeter(window=100)
+        >>> meter.update(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), grid=(2, 2))  # always the same mask
+        >>> meter.update(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), grid=(2, 2))
+        >>> meter.entropy()
+        tensor(0.)
     """
 
     def __init__(self, window: int = 100) -> None:

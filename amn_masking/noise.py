@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -15,7 +15,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 def uniform(
     shape: Sequence[int],
     device: torch.device,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in [0, 1).
@@ -27,20 +27,20 @@ def uniform(
 
 
 def normal(
-    shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
+    shape: Sequence[int], device: torch.device, generator: Generator | None = None
 ) -> Tensor:
     """Numbers of the standard normal distribution, float32; raises as :func:`uniform`."""
     return torch.randn(tuple(shape), device=device, **source(generator))
 
 
-def source(generator: torch.Generator | None) -> dict[str, Any]:
+def source(generator: Generator | None) -> dict[str, Any]:
     """The keyword ``generator``, left out if there is none.
 
     torch.compile cannot trace ``generator=None`` where a size is symbolic.
     """
     if generator is None:
         return {}
-    if not isinstance(generator, torch.Generator):
+    if not isinstance(generator, Generator):
         raise TypeError(
             "generator expected a torch.Generator on the images' device, such as "
             f"torch.Generator(device).manual_seed(0), got {type(generator).__name__}"
@@ -48,7 +48,7 @@ def source(generator: torch.Generator | None) -> dict[str, Any]:
     return {"generator": generator}
 
 
-def gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def gumbel(like: Tensor, generator: Generator | None = None) -> Tensor:
     """Standard Gumbel noise of the shape of ``like``, finite for every draw."""
     tiny = torch.finfo(like.dtype).tiny
     # The numbers are in [0, 1): both logarithms need a floor.
@@ -57,7 +57,7 @@ def gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def tie_breaks(
-    like: Tensor, grid: tuple[int, int] | None, generator: torch.Generator | None = None
+    like: Tensor, grid: tuple[int, int] | None, generator: Generator | None = None
 ) -> Tensor:
     """``(B, L)`` numbers in [0, 1) that order patches of equal priority.
 

@@ -10,12 +10,15 @@ def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int
     """(rows, columns) of patches of an image.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height, width: of the image, in pixels.
         patch_size: height and width of a patch, in pixels.
 
     Raises:
         ValueError: patches of that size do not tile the image.
+
+    Example:
+        >>> grid_size(224, 160, (16, 16))
+        (14, 10)
     """
     h, w = patch_size
     if height < h or width < w or height % h or width % w:
@@ -32,6 +35,11 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: patches of that size do not tile the image.
+
+    Example:
+        >>> import torch
+        >>> patchify(torch.rand(2, 3, 64, 64), (16, 16)).shape
+        torch.Size([2, 16, 768])
     """
     batch, channels, height, width = images.shape
     p_h, p_w = patch_size
@@ -45,6 +53,12 @@ def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, in
 
     Raises:
         ValueError: the number of patches or their length does not fit.
+
+    Example:
+        >>> import torch
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> torch.equal(unpatchify(patchify(images, (16, 16)), (16, 16), (4, 4)), images)
+        True
     """
     batch, length, dim = patches.shape
     (p_h, p_w), (h, w) = patch_size, grid
@@ -82,8 +96,7 @@ def spread_to_pixels(values: Tensor, grid: tuple[int, int], height: int, width: 
     Args:
         values: of any dtype.
         grid: (rows, columns) of patches.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height, width: of the image, in pixels.
 
     Raises:
         ValueError: the grid does not divide that size.
@@ -123,10 +136,22 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``(B, L)`` errors over all masked patches of the batch, a scalar.
 
     What the error is elsewhere does not matter, not a number included.
+
+    Example:
+        >>> import torch
+        >>> masked_mean(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
+        tensor(2.)
     """
     return error.where(mask > 0, 0.0).sum() / mask.sum()
 
 
-def image_means(error: Tensor, mask: Tensor) -> Tensor:
-    """``(B, 1)`` mean of ``(B, L)`` errors over each image's masked patches."""
-    return error.where(mask > 0, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
+    """``(B, 1)`` mean of each image's ``(B, L)`` values, under weights >= 0 if there are any.
+
+    What a value of weight 0 is does not matter, not a number included. A mask, or the valid
+    patches, are weights of 0 and 1.
+    """
+    if weight is None:
+        return values.mean(1, keepdim=True)
+    total = (values.where(weight > 0, 0.0) * weight).sum(1, keepdim=True)
+    return total / weight.sum(1, keepdim=True)

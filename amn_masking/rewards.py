@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from amn_masking.patches import patchify
+from amn_masking.patches import image_means, patchify
 
 Reward = Literal["error", "variance_normalised"]
 REWARDS: tuple[str, ...] = get_args(Reward)
@@ -33,13 +33,6 @@ def patch_variance(images: Tensor, grid: tuple[int, int], valid: Tensor | None =
     return variance if valid is None else variance.where(valid, 0.0)
 
 
-def image_variance(variance: Tensor, valid: Tensor | None = None) -> Tensor:
-    """``(B, 1)`` mean of :func:`patch_variance` over each image's valid patches."""
-    if valid is None:
-        return variance.mean(1, keepdim=True)
-    return variance.sum(1, keepdim=True) / valid.sum(1, keepdim=True)
-
-
 def reward_scale(
     images: Tensor, grid: tuple[int, int], valid: Tensor | None = None, eps: float = 1e-12
 ) -> Tensor:
@@ -52,14 +45,12 @@ def reward_scale(
     error would otherwise outweigh the rest of the batch.
 
     Args:
-        images: ``(B, C, H, W)``.
-        grid: (rows, columns) of patches.
-        valid: ``(B, L)`` bool; None for all.
+        images, grid, valid: as for :func:`patch_variance`.
         eps: for a batch of one colour.
 
     Returns:
         ``(B, L)`` float32, > 0.
     """
     variance = patch_variance(images, grid, valid)
-    image = image_variance(variance, valid)
+    image = image_means(variance, valid)
     return variance + torch.maximum(image, FLOOR * image.mean()) + eps

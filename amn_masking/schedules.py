@@ -32,6 +32,11 @@ class Schedule:
     Raises:
         ValueError: another unit; ``begin`` and ``until`` are not in order, negative, not finite, or
             no shares; or iterations or epochs without ``until``.
+
+    Example:
+        >>> warm_up = Schedule(start=0.0, end=1.0, begin=5, until=20, by="epoch")
+        >>> warm_up(0.5, iteration=1000, epoch=12.5)
+        0.5
     """
 
     start: float
@@ -86,10 +91,10 @@ class Schedule:
                 "use by='iter'"
             )
         until: float = self.until  # type: ignore[assignment]
-        if now <= self.begin:
-            return self.start if now < until else self.end
         if now >= until:
             return self.end
+        if now <= self.begin:
+            return self.start
         done = (now - self.begin) / (until - self.begin)
         return self.start + done * (self.end - self.start)
 
@@ -116,9 +121,9 @@ def as_schedule(value: float | Mapping[str, Any] | Schedule, name: str) -> Sched
 class Scheduled:
     """A number of a strategy that may move over the course of training.
 
-    It is set to a number or to a schedule, at any time, and read as the number of now. The owner
-    has ``schedules``, a dict of :class:`Schedule` by name, and ``progress``, the arguments of its
-    last ``set_progress``.
+    It is set to a number or to a schedule, at any time, and read as the number of now, None where
+    it was never set. The owner has ``schedules``, a dict of :class:`Schedule` by name, and
+    ``progress``, the arguments of its last ``set_progress``.
 
     Args:
         low: least value.
@@ -137,18 +142,15 @@ class Scheduled:
         self.name, self.slot = name, f"_{name}"
 
     def __get__(self, strategy: Any, owner: type | None = None) -> Any:
-        return self if strategy is None else getattr(strategy, self.slot)
+        return self if strategy is None else getattr(strategy, self.slot, None)
 
     def __set__(self, strategy: Any, value: float | Mapping[str, Any] | Schedule) -> None:
         schedule = as_schedule(value, self.name)
         for end in (schedule.start, schedule.end):
-            if self.inside and not self.low < end < self.high:
-                raise ValueError(
-                    f"{self.name} must lie in ({self.low:g}, {self.high:g}), got {end}"
-                )
-            if not self.low <= end <= self.high:
-                raise ValueError(
-                    f"{self.name} must lie in [{self.low:g}, {self.high:g}], got {end}"
-                )
+            at_bound = end in (self.low, self.high)
+            if not self.low <= end <= self.high or (self.inside and at_bound):
+                allowed = f"{self.low:g}, {self.high:g}"
+                allowed = f"({allowed})" if self.inside else f"[{allowed}]"
+                raise ValueError(f"{self.name} must lie in {allowed}, got {end}")
         strategy.schedules[self.name] = schedule
         setattr(strategy, self.slot, schedule(*strategy.progress))

@@ -41,6 +41,13 @@ def draw_masks(
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> draw_masks(images, AdversarialMasking(0.25)(images)).dtype
+        dtype('uint8')
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,23 +1,27 @@
-"""Says so where a masking network would never be trained."""
+"""Says so where a masking network would never be trained, or sees images it was not made for."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from amn_masking.schedules import Schedule
 
 STEPS = 100
 
 
 class TrainingWatch:
-    """Looks, once after ``STEPS`` training masks, whether anything has trained the network.
+    """Looks once at the first batch, and once, after ``STEPS`` training masks, at the training.
 
     Masks at strength 0, from which there is nothing to learn, are not counted. It counts on the
-    host, and compares weights only where nothing else says that they moved: it does not wait for
-    the device. Under ``torch.compile`` it rests.
+    host, and compares weights only where nothing else says that they moved: after the first batch
+    it does not wait for the device. Under ``torch.compile`` it rests.
 
     Attributes:
+        looked: whether the first batch was looked at.
         masks: training masks that were made.
         steps: those at another strength than 0.
         objectives: objectives that were made of them.
@@ -25,22 +29,51 @@ class TrainingWatch:
     """
 
     def __init__(self) -> None:
-        self.masks = 0
-        self.steps = 0
-        self.objectives = 0
+        self.looked = False
         self.scheduled = False
-        self.version = -1
-        self.before: Tensor | None = None
+        self.masks = self.steps = self.objectives = 0
+        self.start: tuple[int, Tensor] | None = None  # version and value of a weight
 
-    def made(self, network: nn.Module, moves: list[str], strength: float) -> None:
-        """A training mask was made.
+    def scored(self, images: Tensor, scores: Tensor) -> None:
+        """Look at the first batch, by reading four numbers back.
 
         Args:
-            network: what made it.
-            moves: names of the strategy's schedules that are more than a constant.
-            strength: of the reversed gradient now.
+            images: that the network was given.
+            scores: what it made of them.
+
+        Raises:
+            TypeError: the network gives no tensor.
+            ValueError: scores outside [0, 1].
         """
+        if self.looked or torch.compiler.is_compiling():
+            return
+        self.looked = True
+        if not isinstance(scores, Tensor):
+            raise TypeError(
+                "network expected to give a score map, a tensor of shape (B, 1, H', W'), got "
+                f"{type(scores).__name__}"
+            )
+        low, high, darkest, brightest = torch.stack(
+            [x.float() for part in (scores, images) for x in torch.aminmax(part.detach())]
+        ).tolist()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"network expected to give scores in (0, 1), got {low:.3g} to {high:.3g}; end it "
+                "with a sigmoid"
+            )
+        if brightest - darkest > 50:
+            warnings.warn(
+                f"the images' values go from {darkest:.3g} to {brightest:.3g}; the masking network "
+                "expects them normalised, as the encoder sees them: (images / 255 - mean) / std",
+                stacklevel=2,
+            )
+
+    def made(self, network: nn.Module, schedules: Mapping[str, Schedule], strength: float) -> None:
+        """A training mask was made, by this network, at this strength of the reversed gradient."""
+        if torch.compiler.is_compiling():
+            return
         self.masks += 1
+        moves = [name for name, schedule in schedules.items() if schedule.moves]
         if self.masks == STEPS and moves and not self.scheduled:
             warnings.warn(
                 f"{', '.join(moves)} has a schedule, but set_progress was never called in {STEPS} "
@@ -55,9 +88,11 @@ class TrainingWatch:
         # The smallest, for the one comparison there may be.
         weight = min(learning, key=Tensor.numel)
         if self.steps == 1:
-            self.version, self.before = weight._version, weight.detach().clone()
-        if self.steps != STEPS:
+            self.start = weight._version, weight.detach().clone()
+        if self.steps != STEPS or self.start is None:
             return
+        version, before = self.start
+        self.start = None
         if self.objectives == 0:
             warnings.warn(
                 f"{STEPS} training masks were made, but none of them reached a loss that trains "
@@ -66,7 +101,7 @@ class TrainingWatch:
                 "PatchMask itself and not its tensor",
                 stacklevel=2,
             )
-        elif weight._version == self.version and self._unmoved(weight):
+        elif weight._version == version and torch.equal(weight.detach(), before.to(weight)):
             warnings.warn(
                 f"the masking network's weights have not moved in {STEPS} training masks, so the "
                 "masks learn nothing. Give its parameters to the optimizer: make the strategy a "
@@ -74,8 +109,8 @@ class TrainingWatch:
                 "masking.parameters() to it (with lambda_adv=0 nothing is wrong: it rests)",
                 stacklevel=2,
             )
-        self.before = None
 
-    def _unmoved(self, weight: Tensor) -> bool:
-        before = self.before
-        return before is not None and torch.equal(weight.detach(), before.to(weight))
+    def heard(self) -> None:
+        """An objective was made of a training mask."""
+        if not torch.compiler.is_compiling():
+            self.objectives += 1

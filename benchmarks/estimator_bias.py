@@ -176,7 +176,8 @@ def main() -> None:
         writer.writerows(rows)
     with path.open(newline="") as file:
         written = list(csv.DictReader(file))
-    (args.out / "estimators.md").write_text(table(written))
+    title = "# Estimators against the exact gradient\n\n"
+    (args.out / "estimators.md").write_text(title + table(written))
     figure(written, args.out / "estimators.png")
     print(table(written))
 

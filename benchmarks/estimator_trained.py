@@ -23,7 +23,7 @@ from amn_masking import RandomMasking
 from amn_masking.estimators import Estimator, Gumbel, Inclusion, ScoreFunction, StraightThrough
 from amn_masking.learned import LearnedMask
 from amn_masking.patches import image_means, masked_mean
-from amn_masking.rewards import image_variance, patch_variance
+from amn_masking.rewards import patch_variance
 from amn_masking.thresholds import Candidates, Quantile, Selection
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 
@@ -71,7 +71,7 @@ class Batch:
         self.images = pictures(BATCH, self.generator, SIDE)
         logits = torch.randn(BATCH, LENGTH, generator=self.generator)
         self.logits = torch.nn.functional.layer_norm(logits, (LENGTH,))
-        self.variance = image_variance(patch_variance(self.images, GRID))
+        self.variance = image_means(patch_variance(self.images, GRID), None)
 
     def draw(self) -> tuple[Tensor, Selection, Tensor]:
         """Priorities, a mask and the errors under it; one distribution for all estimators."""
@@ -160,7 +160,8 @@ def measure(seed: int, ratio: float, steps: int, masks: int) -> list[dict[str, o
 def table(rows: list[dict[str, str]]) -> str:
     """Markdown: mean and range over the seeds."""
     lines = [
-        "| estimator | cosine with the reference | variance of a batch's gradient / |mean|² |",
+        "| estimator | cosine with the reference "
+        "| variance of a batch's gradient / squared length of its mean |",
         "|---|---|---|",
     ]
     for name in dict.fromkeys(row["estimator"] for row in rows):
@@ -204,7 +205,9 @@ def main() -> None:
         writer.writerows(rows)
     with path.open(newline="") as file:
         text = table(list(csv.DictReader(file)))
-    (args.out / "estimators_trained.md").write_text(text)
+    (args.out / "estimators_trained.md").write_text(
+        f"# Estimators on a trained autoencoder\n\n{text}"
+    )
     print(text)
 
 

@@ -127,14 +127,21 @@ def on_a_cpu(cfg: Config, images: Path, work_dir: Path, steps: int = 2, batch: i
 
 
 def rehearse(only: str, work_dirs: Path, train: Callable[[Config], Any]) -> list[str]:
-    """Every config for two steps, into ``work_dirs``; the names of those that ran."""
+    """Every config for two steps, into ``work_dirs``; the names of those that ran.
+
+    Args:
+        only: part of ``SETTING/MASKS``.
+        work_dirs: gets the images too.
+        train: what trains a config.
+    """
     done = []
     for setting in settings():
-        if only not in setting.name:
+        arms = [path for path in sorted(setting.glob("*.py")) if path.stem not in EVALUATIONS]
+        arms = [arm for arm in arms if only in f"{setting.name}/{arm.stem}"]
+        if not arms:
             continue
         images = work_dirs / "images" / setting.name
         generated_images(images, 100 if setting.name.startswith("in100") else 1000)
-        arms = [path for path in sorted(setting.glob("*.py")) if path.stem not in EVALUATIONS]
         for arm in arms:
             place = work_dirs / setting.name / arm.stem / "seed0"
             train(on_a_cpu(Config.fromfile(arm), images, place))
@@ -157,7 +164,9 @@ def main(arguments: list[str] | None = None) -> None:
     from_work_dirs = commands.add_parser("table", help="the table, from work dirs")
     from_work_dirs.add_argument("work_dirs", type=Path)
     rehearsal = commands.add_parser("rehearse", help="every config, two steps on the CPU")
-    rehearsal.add_argument("--only", default="", help="part of a setting's name, such as in100")
+    rehearsal.add_argument(
+        "--only", default="", help="part of SETTING/MASKS, such as in100_vit-s/random"
+    )
     rehearsal.add_argument("--work-dirs", type=Path, help="kept; by default a temporary folder")
     args = parser.parse_args(arguments)
     if args.command == "table":

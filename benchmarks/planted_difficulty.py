@@ -253,7 +253,7 @@ def main() -> None:
         writer.writerows(rows)
     with path.open(newline="") as file:
         text = table(list(csv.DictReader(file)))
-    (args.out / "planted.md").write_text(text)
+    (args.out / "planted.md").write_text(f"# Planted difficulty\n\n{text}")
     print(text)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from amn_masking import AdversarialMasking
 from amn_masking.config import build
+from amn_masking.strategies import RandomRatioMasking
 from amn_masking.thresholds import THRESHOLDS, Mean, Quantile, Threshold
 
 
@@ -13,6 +15,12 @@ class Own(Threshold):
     def __init__(self, least, most=0.9):
         super().__init__()
         self.least, self.most = least, most
+
+
+class Mine(Threshold):
+    def __init__(self, share=0.3, forgotten=1):
+        super().__init__()
+        self.share = share
 
 
 def made(given, **defaults):
@@ -80,3 +88,14 @@ def test_the_config_is_not_changed():
 def test_what_is_no_such_part_is_refused(given, error, message):
     with pytest.raises(error, match=message):
         made(given)
+
+
+def test_a_repr_shows_the_arguments_and_the_schedules_that_move():
+    masking = AdversarialMasking(0.5, 4, strength=dict(start=0, end=1), threshold=dict(type=Mine))
+    text = repr(masking)
+    assert "(threshold): Mine(share=0.3)" in text
+    assert "estimator=Inclusion(floor=0.05)" in text
+    assert "strength=Schedule(start=0, end=1," in text
+    assert "mask_ratio=0.5, patch_size=(4, 4)" in text
+    assert "loss=" not in text  # a module is printed below, as a child
+    assert "ratio_range=(0.5, 0.9)" in repr(RandomRatioMasking(masking))

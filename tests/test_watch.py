@@ -204,4 +204,4 @@ def test_under_compile_it_rests():
     for _ in range(3):
         compiled(torch.randn(2, 3, 8, 8))
     assert masks.watch.masks == 0
-    assert not masks.looked_at_images
+    assert not masks.watch.looked

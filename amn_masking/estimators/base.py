@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from amn_masking.config import settings
 from amn_masking.learned import LearnedMask
 from amn_masking.noise import gumbel
 from amn_masking.patches import image_means
@@ -47,9 +48,7 @@ class Estimator(ABC):
             raise ValueError(f"noise is a scale and cannot be negative, got {noise}")
         self.noise = noise
 
-    def priorities(
-        self, logits: Tensor, free_counts: bool, generator: torch.Generator | None
-    ) -> Tensor:
+    def priorities(self, logits: Tensor, free_counts: bool, generator: Generator | None) -> Tensor:
         """``(B, L)`` for the threshold: the logits with exploration noise, no gradient.
 
         At scale 1 the noise makes the threshold draw from a known distribution. For a fixed count
@@ -88,25 +87,32 @@ class Estimator(ABC):
         return self.surrogate(logits, priorities, selection), None
 
     def objective(self, reward: Tensor, learned: LearnedMask) -> Tensor:
-        """sum(m * (l - b) * (surrogate - m)) / K over each image's patches, batch mean.
+        """sum(w * (l - b) * (surrogate - m)) / K over each image's patches, batch mean.
 
-        A scalar of value 0. Visible patches count for nothing: a masked autoencoder's prediction
-        there is untrained. b is :meth:`baseline`, K the image's number of masked patches; where
-        b is the mean over them, one masked patch alone gives no gradient.
+        A scalar of value 0. w is :meth:`weight`, b :meth:`baseline`, K the image's number of masked
+        patches; where b is the mean over them, one masked patch alone gives no gradient.
 
         Args:
             reward: ``(B, L)`` of each patch, l, no gradient, 0 at patches that were not chosen.
             learned: the mask that the reward was earned under.
         """
-        mask = learned.chosen.mask
-        advantage = mask * (reward - self.baseline(reward, learned))
+        advantage = self.weight(learned) * (reward - self.baseline(reward, learned))
         # The surrogate minus its own value: 0 for every patch, whatever the mask.
         change = learned.surrogate - learned.surrogate.detach()
-        return ((advantage * change).sum(1) / mask.sum(1)).mean()
+        return ((advantage * change).sum(1) / learned.chosen.mask.sum(1)).mean()
+
+    def weight(self, learned: LearnedMask) -> Tensor:
+        """``(B, L)`` w: the mask. A masked autoencoder's prediction of visible patches is not
+        trained, so they count for nothing.
+        """
+        return learned.chosen.mask
 
     def baseline(self, reward: Tensor, learned: LearnedMask) -> Tensor:
-        """``(B, 1)`` b: the mean reward of the image's own masked patches."""
-        return image_means(reward, learned.chosen.mask)
+        """``(B, 1)`` b: the mean reward of the image's own masked patches, weighted by w."""
+        return image_means(reward, self.weight(learned))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({settings(self)})"
 
 
 def straight_through(mask: Tensor, soft: Tensor) -> Tensor:

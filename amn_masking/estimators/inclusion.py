@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,12 @@ class Inclusion(Estimator):
 
     Raises:
         ValueError: a floor out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="inclusion"))
+        >>> type(masking.estimator).__name__
+        'Inclusion'
     """
 
     differentiable = True
@@ -71,19 +78,9 @@ class Inclusion(Estimator):
         chances = inclusion_probabilities(logits, selection)
         return straight_through(selection.patch_mask.mask, chances), chances.detach()
 
-    def objective(self, reward: Tensor, learned: LearnedMask) -> Tensor:
-        """sum(m / mu * (l - b) * (surrogate - m)) / K, batch mean; a scalar of value 0.
-
-        Args:
-            reward: ``(B, L)`` of each patch, l, no gradient, 0 at patches that were not chosen.
-            learned: the mask that the reward was earned under.
-        """
-        mask = learned.chosen.mask
-        weight = mask / learned.chances.clamp_min(self.floor)  # type: ignore[union-attr]
-        total = weight.sum(1, keepdim=True)
-        advantage = weight * (reward - (weight * reward).sum(1, keepdim=True) / total)
-        change = learned.surrogate - learned.surrogate.detach()
-        return ((advantage * change).sum(1) / mask.sum(1)).mean()
+    def weight(self, learned: LearnedMask) -> Tensor:
+        """``(B, L)`` m / mu."""
+        return learned.chosen.mask / learned.chances.clamp_min(self.floor)  # type: ignore[union-attr]
 
 
 def inclusion_probabilities(logits: Tensor, selection: Selection) -> Tensor:
@@ -106,48 +103,32 @@ def inclusion_probabilities(logits: Tensor, selection: Selection) -> Tensor:
         random_count = drawn.sum(1, keepdim=True).to(logits)
         at_random, count = random_count / number, count - random_count
         count = count / (1 - at_random)
-    z = logits.detach()
-    chance: Callable[[Tensor], Tensor]
-    if selection.free_counts:
-        chance, slope = torch.sigmoid, logistic_slope
-        tau = selection.tau.detach()
-        if drawn is not None:
-            tau = threshold_of(z, count, valid, chance, slope, torch.logit)
-    else:
-        chance, slope = rung, rung_slope
-        tau = threshold_of(z, count, valid, chance, slope, inverse_rung)
-    by_score = chance(balanced(logits, slope(z - tau) * valid) - tau)
+    z, tau = logits.detach(), selection.tau.detach()
+    curve = LOGISTIC if selection.free_counts else RUNG
+    if drawn is not None or not selection.free_counts:
+        tau = threshold_of(z, count, valid, curve)
+    by_score = curve.chance(balanced(logits, curve.slope(z - tau) * valid) - tau)
     return (at_random + (1 - at_random) * by_score) * valid
 
 
-def rung(x: Tensor) -> Tensor:
-    """1 - exp(-exp(x)): a clock of rate exp(x) has rung by time 1."""
-    return -torch.expm1(-x.exp())
+class Curve(NamedTuple):
+    """A chance that increases from 0 to 1, its derivative and its inverse."""
+
+    chance: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
 
 
-def rung_slope(x: Tensor) -> Tensor:
-    """Derivative of :func:`rung`."""
-    return (x - x.exp()).exp()
+LOGISTIC = Curve(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), torch.logit)
+# That a clock of rate exp(x) has rung by time 1: 1 - exp(-exp(x)).
+RUNG = Curve(
+    lambda x: -torch.expm1(-x.exp()),
+    lambda x: (x - x.exp()).exp(),
+    lambda share: torch.log(-torch.log1p(-share)),
+)
 
 
-def inverse_rung(share: Tensor) -> Tensor:
-    """Inverse of :func:`rung`."""
-    return torch.log(-torch.log1p(-share))
-
-
-def logistic_slope(x: Tensor) -> Tensor:
-    """Derivative of the sigmoid."""
-    return torch.sigmoid(x) * torch.sigmoid(-x)
-
-
-def threshold_of(
-    z: Tensor,
-    count: Tensor,
-    valid: Tensor,
-    chance: Callable[[Tensor], Tensor],
-    slope: Callable[[Tensor], Tensor],
-    inverse: Callable[[Tensor], Tensor],
-) -> Tensor:
+def threshold_of(z: Tensor, count: Tensor, valid: Tensor, curve: Curve) -> Tensor:
     """``(B, 1)`` tau such that chance(z - tau) sums to ``count``; nothing is read back.
 
     It lies between where it would be if all logits were the least one, or the largest. This is
@@ -157,10 +138,9 @@ def threshold_of(
         z: ``(B, L)`` logits, no gradient.
         count: ``(B, 1)``, at least 0 and less than the number of valid patches.
         valid: ``(B, L)`` of 0 and 1, in the logits' type.
-        chance: increasing, from 0 to 1.
-        slope: its derivative.
-        inverse: its inverse.
+        curve: the chance of a patch as a function of z - tau.
     """
+    chance, slope, inverse = curve
     share = (count / valid.sum(1, keepdim=True)).clamp(1e-6, 1 - 1e-6)
     none = valid == 0
     low = z.masked_fill(none, float("inf")).amin(1, keepdim=True) - inverse(share)

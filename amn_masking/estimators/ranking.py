@@ -26,6 +26,12 @@ class Ranking(Estimator):
 
     Raises:
         ValueError: a negative scale.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="ranking"))
+        >>> type(masking.estimator).__name__
+        'Ranking'
     """
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
@@ -36,10 +42,6 @@ class Ranking(Estimator):
 
         At negative strength, of the reversed order: to minimise the likelihood of the order itself
         would push the logits apart without end, and most where they are wrong already.
-
-        Args:
-            reward: ``(B, L)`` of each patch, l.
-            learned: the mask that the reward was earned under.
         """
         logits, mask = learned.logits, learned.chosen.mask
         sign = 1.0 if learned.strength >= 0 else -1.0

@@ -33,6 +33,12 @@ class ScoreFunction(Estimator):
     images it is the others' mean; with one image it is 0.
 
     Unbiased as long as no image's free count meets ``ratio_range``, which is no part of pi.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="score_function"))
+        >>> type(masking.estimator).__name__
+        'ScoreFunction'
     """
 
     fewest_masked = 1

@@ -29,25 +29,22 @@ class StraightThrough(Estimator):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, estimator=dict(type="straight_through"))
+        >>> type(masking.estimator).__name__
+        'StraightThrough'
     """
 
     differentiable = True
 
     def __init__(self, temperature: float = 1.0, noise: float = 1.0) -> None:
         super().__init__(noise)
-        self.temperature = check_temperature(temperature)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         soft = relaxed_mask(logits, selection, self.temperature)
         return straight_through(selection.patch_mask.mask, soft)
-
-
-def check_temperature(temperature: float) -> float:
-    """The temperature, if it is one.
-
-    Raises:
-        ValueError: not positive.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    return temperature

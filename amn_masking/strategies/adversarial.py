@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from amn_masking.checks import check_finite
 from amn_masking.config import build
@@ -23,8 +23,8 @@ from amn_masking.network import (
     standardise_logits,
     to_logits,
 )
-from amn_masking.patches import fill_invalid
-from amn_masking.rewards import REWARDS, Reward, image_variance, patch_variance, reward_scale
+from amn_masking.patches import fill_invalid, image_means
+from amn_masking.rewards import REWARDS, Reward, patch_variance, reward_scale
 from amn_masking.schedules import Scheduled
 from amn_masking.strategies.base import MaskingStrategy, Ratio
 from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
@@ -97,6 +97,15 @@ class AdversarialMasking(MaskingStrategy):
         ValueError: an unknown part, a value out of range, or settings that exclude each other; in
             ``forward``, a single masked patch per image where the estimator needs two.
         TypeError: an argument that the named part does not take.
+
+    Example:
+        >>> import torch
+        >>> masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
+        >>> patch_mask = masking(torch.rand(2, 3, 64, 64))
+        >>> patch_mask.mask.sum(1)
+        tensor([4., 4.])
+        >>> error = torch.rand(2, 16, requires_grad=True)  # an autoencoder's error of each patch
+        >>> masking.total_loss(error.mean(), error, patch_mask).backward()  # reaches both networks
     """
 
     strength = Scheduled(-1.0, 1.0)
@@ -126,17 +135,12 @@ class AdversarialMasking(MaskingStrategy):
             raise ValueError(
                 f"entropy_weight must be finite and cannot be negative, got {entropy_weight}"
             )
-        self.network: nn.Module = build(
-            network, nn.Module, {"MaskingNetwork": MaskingNetwork}, "network"
-        )
+        networks = {"MaskingNetwork": MaskingNetwork}
+        self.network: nn.Module = build(network, nn.Module, networks, "network")
         self.threshold = build(threshold, Threshold, THRESHOLDS, "threshold")
         self.estimator = build(estimator, Estimator, ESTIMATORS, "estimator")  # type: ignore[type-abstract]
-        self.loss = build(
-            loss,
-            CombinedAdversarialLoss,
-            {"CombinedAdversarialLoss": CombinedAdversarialLoss},
-            "loss",
-        )
+        losses = {"CombinedAdversarialLoss": CombinedAdversarialLoss}
+        self.loss = build(loss, CombinedAdversarialLoss, losses, "loss")
         self.own_loss = loss is not None
         if mask_ratio is None and self.threshold.takes_ratio:
             mask_ratio = 0.75
@@ -150,7 +154,6 @@ class AdversarialMasking(MaskingStrategy):
         self.entropy_weight = entropy_weight
         self.gate = gate
         self.watch = TrainingWatch()
-        self.looked_at_images = False
         self.check()
 
     @property
@@ -159,11 +162,7 @@ class AdversarialMasking(MaskingStrategy):
         return self.threshold.free_counts
 
     def check(self) -> None:
-        """Refuse settings that exclude each other.
-
-        Raises:
-            ValueError: with the way out.
-        """
+        """Raise ValueError for settings that exclude each other."""
         self.threshold.check(self.schedules)
         share = self.schedules["random_share"]
         drawn = max(share.start, share.end)
@@ -189,12 +188,9 @@ class AdversarialMasking(MaskingStrategy):
             )
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
-        """Make the mask, outside autocast and, from the score map on, in float32."""
+        """Outside autocast and, from the score map on, in float32; else as in the base class."""
         grid = self.grid(images)
         self.check()
         valid = self.valid_patches(valid, images)
@@ -228,7 +224,12 @@ class AdversarialMasking(MaskingStrategy):
         trains = self.training and torch.is_grad_enabled()
         if trains:
             self.check_degenerate(chosen)
-            self.watch_training()
+            self.watch.made(self.network, self.schedules, self.strength)
+        scale, variance = None, None
+        if self.reward == "variance_normalised":
+            scale = reward_scale(images, grid, valid)
+        if trains and self.estimator.compares_images:
+            variance = image_means(patch_variance(images, grid, valid), valid)
         learned = LearnedMask(
             chosen,
             logits,
@@ -240,42 +241,26 @@ class AdversarialMasking(MaskingStrategy):
             self.strength,
             chances,
             selection.drawn_at_random,
-            reward_scale(images, grid, valid) if self.reward == "variance_normalised" else None,
-            image_variance(patch_variance(images, grid, valid), valid)
-            if trains and self.estimator.compares_images
-            else None,
+            scale,
+            variance,
             None if entropy is None else -self.entropy_weight * entropy,
             self.gate,
             any(parameter.requires_grad for parameter in self.network.parameters()),
             self.hear if trains else None,
             self.loss if self.own_loss else None,
         )
-        return PatchMask(
-            chosen.mask,
-            chosen.ids_shuffle,
-            chosen.ids_restore,
-            chosen.num_visible,
-            grid,
-            chosen.visible_counts,
-            valid,
-            learned,
-        )
+        return replace(chosen, grid=grid, valid=valid, learned=learned)
 
     def score_map(self, images: Tensor) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images."""
         weight = next(self.network.parameters(), images)
         scores = self.network(images.to(weight.dtype))
-        if not self.looked_at_images and not torch.compiler.is_compiling():
-            self.looked_at_images = True
-            look_at(images, scores)
+        self.watch.scored(images, scores)
         return scores.float()
 
     def check_degenerate(self, chosen: PatchMask) -> None:
-        """Refuse masks from which nothing can be learned.
-
-        Raises:
-            ValueError: one masked patch in every image, whose own error is the baseline. Where the
-                count is free it is another in the next batch.
+        """Raise ValueError for masks from which nothing can be learned: one masked patch in every
+        image, whose own error is the baseline. Where the count is free, the next batch has another.
         """
         count = chosen.num_patches - chosen.num_visible
         if not self.free_counts and count < self.estimator.fewest_masked:
@@ -286,16 +271,9 @@ class AdversarialMasking(MaskingStrategy):
                 "take larger images or smaller patches, or estimator=dict(type='score_function')"
             )
 
-    def watch_training(self) -> None:
-        """Count a training mask; see :class:`~amn_masking.watch.TrainingWatch`."""
-        if not torch.compiler.is_compiling():
-            moves = [name for name, schedule in self.schedules.items() if schedule.moves]
-            self.watch.made(self.network, moves, self.strength)
-
     def hear(self, error: Tensor, learned: LearnedMask) -> None:
         """Told of the error under a training mask, when its objective is made."""
-        if not torch.compiler.is_compiling():
-            self.watch.objectives += 1
+        self.watch.heard()
         self.threshold.observe(error, learned.chosen, learned.drawn_at_random)
 
     def set_progress(
@@ -314,31 +292,3 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     Ganin, Lempitsky, "Unsupervised Domain Adaptation by Backpropagation" (arXiv:1409.7495).
     """
     return x.detach() - strength * (x - x.detach())
-
-
-def look_at(images: Tensor, scores: Any) -> None:
-    """Refuse or warn of what the first batch shows, by reading four numbers back.
-
-    Raises:
-        TypeError: the network gives no tensor.
-        ValueError: scores outside [0, 1].
-    """
-    if not isinstance(scores, Tensor):
-        raise TypeError(
-            "network expected to give a score map, a tensor of shape (B, 1, H', W'), got "
-            f"{type(scores).__name__}"
-        )
-    low, high, darkest, brightest = torch.stack(
-        [x.float() for part in (scores, images) for x in torch.aminmax(part.detach())]
-    ).tolist()
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"network expected to give scores in (0, 1), got {low:.3g} to {high:.3g}; end it with "
-            "a sigmoid"
-        )
-    if brightest - darkest > 50:
-        warnings.warn(
-            f"the images' values go from {darkest:.3g} to {brightest:.3g}; the masking network "
-            "expects them normalised, as the encoder sees them: (images / 255 - mean) / std",
-            stacklevel=2,
-        )

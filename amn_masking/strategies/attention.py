@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.noise import tie_breaks
 from amn_masking.strategies.base import Ratio
@@ -25,14 +25,21 @@ class AttentionMasking(RankedMasking):
     It costs a forward pass of the whole image through the encoder, without a gradient.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
         hint_share: share in [0, 1) of the most attended patches that are shown all the same.
         attention: gives ``(B, L)`` attention of ``(B, C, H, W)`` images. In mmpretrain it is taken
             from the method's own MAEViT; elsewhere give a function.
 
     Raises:
         ValueError: a value out of range; in ``forward``, no ``attention``, or of another shape.
+
+    Example:
+        >>> import torch
+        >>> def attention(images):  # of the class token, (B, L); here: bright patches
+        ...     return torch.nn.functional.avg_pool2d(images.mean(1), 16).flatten(1)
+        >>> masking = AttentionMasking(attention=attention, mask_ratio=0.5, patch_size=16)
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(
@@ -49,29 +56,15 @@ class AttentionMasking(RankedMasking):
         self.attention = attention
 
     @torch.no_grad()
-    def priorities(
-        self, images: Tensor, num_masked: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """The attention; of hints, less than any other, so that they come last."""
-        height, width = self.grid(images)
-        length = height * width
-        if self.attention is None:
-            raise ValueError(
-                "AttentionMasking expected attention=, a function from images to (B, L) attention "
-                "of the patches; in mmpretrain a method with a MAEViT backbone gives it by itself"
-            )
-        attention = self.attention(images).float()
-        if attention.shape != (images.shape[0], length):
-            raise ValueError(
-                f"attention= expected to give ({images.shape[0]}, {length}) for a {height} x "
-                f"{width} grid, got {tuple(attention.shape)}; without prefix tokens?"
-            )
+        grid = self.grid(images)
+        attention = self.ask("attention", images, "a method with a MAEViT backbone")
         # No more hints than there are other patches to mask in their place.
-        hints = min(round(self.hint_share * num_masked), length - num_masked)
+        hints = min(round(self.hint_share * num_masked), attention.shape[1] - num_masked)
         if hints == 0:
             return attention
         # In eval() the hints are the same in every call; equal attention is ordered at random.
-        grid = (height, width)
         chosen = Candidates(
             attention, grid, deterministic=not self.training, generator=generator
         ).select(num_masked)
@@ -79,6 +72,3 @@ class AttentionMasking(RankedMasking):
         noise = noise.masked_fill(chosen.patch_mask.mask == 0, 2.0)
         drawn = first_of(noise.argsort(1), hints)
         return attention.masked_fill(drawn, torch.finfo(attention.dtype).min)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, hint_share={self.hint_share}"

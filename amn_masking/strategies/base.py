@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
+from amn_masking.config import settings
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.patches import grid_size
@@ -22,12 +23,6 @@ Ratio = float | Mapping[str, Any] | Schedule
 
 class MaskRatio(Scheduled):
     """``mask_ratio``, where the strategy takes one."""
-
-    def __init__(self) -> None:
-        super().__init__(0.0, 1.0, inside=True)
-
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
-        return self if strategy is None else strategy.__dict__.get(self.slot)
 
     def __set__(self, strategy: Any, value: Ratio) -> None:
         strategy.check_takes_ratio()
@@ -57,6 +52,17 @@ class MaskingStrategy(nn.Module):
 
     Raises:
         ValueError: ``patch_size`` is not positive, or ``mask_ratio`` outside (0, 1).
+
+    Example:
+        >>> import torch
+        >>> class LeftHalf(MaskingStrategy):
+        ...     def forward(self, images, generator=None, valid=None):
+        ...         rows, columns = self.grid(images)
+        ...         hidden = torch.arange(columns) < columns // 2
+        ...         return PatchMask.from_mask(hidden.expand(len(images), rows, columns))
+        >>> LeftHalf(patch_size=16)(torch.rand(1, 3, 32, 64)).mask.reshape(2, 4)
+        tensor([[1., 1., 0., 0.],
+                [1., 1., 0., 0.]])
     """
 
     free_counts: bool = False
@@ -64,7 +70,7 @@ class MaskingStrategy(nn.Module):
     reward: str = "error"
     own_loss: bool = False
     loss: CombinedAdversarialLoss | None
-    mask_ratio = MaskRatio()
+    mask_ratio = MaskRatio(0.0, 1.0, inside=True)
 
     def __init__(
         self, patch_size: int | tuple[int, int] = 16, mask_ratio: Ratio | None = 0.75
@@ -82,10 +88,7 @@ class MaskingStrategy(nn.Module):
             self.mask_ratio = mask_ratio
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         """Make the mask.
 
@@ -106,10 +109,7 @@ class MaskingStrategy(nn.Module):
     if TYPE_CHECKING:  # an editor then knows what masking(images) is
 
         def __call__(
-            self,
-            images: Tensor,
-            generator: torch.Generator | None = None,
-            valid: Tensor | None = None,
+            self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
         ) -> PatchMask: ...
 
     def total_loss(self, reconstruction: Tensor, error: Tensor, patch_mask: PatchMask) -> Tensor:
@@ -174,11 +174,7 @@ class MaskingStrategy(nn.Module):
         return {}
 
     def check_takes_ratio(self) -> None:
-        """Refuse a ``mask_ratio`` that nothing would follow.
-
-        Raises:
-            ValueError: with the way out.
-        """
+        """Raise ValueError where nothing would follow a ``mask_ratio``."""
 
     def require(
         self,
@@ -188,7 +184,7 @@ class MaskingStrategy(nn.Module):
         no_gate: str = "",
         normalised_targets: bool = False,
     ) -> None:
-        """Refuse to be used where the strategy's masks could not be followed.
+        """Raise ValueError where the strategy's masks could not be followed.
 
         Args:
             host: what is to use the masks, for the message.
@@ -197,9 +193,6 @@ class MaskingStrategy(nn.Module):
                 it does not.
             no_gate: why no gradient flows through its mask; empty if one does.
             normalised_targets: whether it normalises each patch of its targets (``norm_pix``).
-
-        Raises:
-            ValueError: with the way out.
         """
         if patch_size is not None and self.patch_size != tuple(patch_size):
             raise ValueError(
@@ -267,8 +260,5 @@ class MaskingStrategy(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        numbers = [
-            f"{name}={schedule if schedule.moves else schedule.start}"
-            for name, schedule in self.schedules.items()
-        ]
-        return ", ".join([f"patch_size={self.patch_size}", *numbers])
+        numbers = {n: s if s.moves else s.start for n, s in self.schedules.items()}
+        return settings(self, **{"patch_size": self.patch_size, **numbers})

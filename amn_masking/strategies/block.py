@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.noise import uniform
 from amn_masking.strategies.base import Ratio
@@ -22,13 +22,17 @@ class BlockMasking(RankedMasking):
     made at once, without a loop.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
         min_patches: least area of a rectangle. The largest is the number of masked patches.
         min_aspect: least ratio of height to width, in (0, 1]; the largest is its inverse.
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> BlockMasking(mask_ratio=0.5, patch_size=16)(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(
@@ -46,9 +50,7 @@ class BlockMasking(RankedMasking):
         self.min_patches = min_patches
         self.min_aspect = min_aspect
 
-    def priorities(
-        self, images: Tensor, num_masked: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """Minus the number of the first rectangle that covers a patch, and a tie-break."""
         batch, device, (height, width) = images.shape[0], images.device, self.grid(images)
         length = height * width
@@ -72,7 +74,3 @@ class BlockMasking(RankedMasking):
         covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)
         number = torch.arange(blocks, device=device).view(1, -1, 1).expand_as(covered)
         return -torch.where(covered, number, blocks).amin(1).to(torch.float32)
-
-    def extra_repr(self) -> str:
-        more = f"min_patches={self.min_patches}, min_aspect={self.min_aspect}"
-        return f"{super().extra_repr()}, {more}"

@@ -6,7 +6,7 @@ import math
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.noise import normal
 from amn_masking.strategies.base import Ratio
@@ -32,14 +32,19 @@ class ColorNoiseMasking(RankedMasking):
     anew for each image and step.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
         color: ``'red'``, ``'green'``, ``'blue'`` or ``'purple'``.
         low: standard deviation of the narrow filter, in patches, > 0.
         high: that of the wide one, larger than ``low``.
 
     Raises:
         ValueError: an unknown colour or a value out of range.
+
+    Example:
+        >>> import torch
+        >>> masking = ColorNoiseMasking(color="green", mask_ratio=0.5, patch_size=16)
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(
@@ -61,9 +66,7 @@ class ColorNoiseMasking(RankedMasking):
         self.low = low
         self.high = high
 
-    def priorities(
-        self, images: Tensor, num_masked: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """The noise, at each patch."""
         height, width = self.grid(images)
         # A filter by Fourier transform is periodic: on a larger field its edges do not meet.
@@ -86,6 +89,3 @@ class ColorNoiseMasking(RankedMasking):
             "blue": 1 - narrow,
             "purple": 1 - (narrow - wide),
         }[self.color]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, color={self.color!r}, low={self.low}, high={self.high}"

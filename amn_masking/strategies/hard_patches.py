@@ -23,8 +23,7 @@ class HardPatchMasking(AdversarialMasking):
     patches are the hardest.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
         network: as in :class:`AdversarialMasking`.
         random_share: share in [0, 1] of the masked patches to draw uniformly; by default from 1 to
             0.5 over the course of training.
@@ -33,6 +32,13 @@ class HardPatchMasking(AdversarialMasking):
     Raises:
         ValueError: a value out of range.
         TypeError: an argument that the network or the loss does not take.
+
+    Example:
+        >>> import torch
+        >>> masking = HardPatchMasking(mask_ratio=0.5, patch_size=16)
+        >>> masking.set_progress(0.0)  # all patches at random, at first
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([8., 8.])
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
@@ -19,8 +19,7 @@ class OracleMasking(RankedMasking):
     from the question whether a network *finds* them.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
         error: gives the ``(B, L)`` error of each patch of ``(B, C, H, W)`` images. In mmpretrain it
             is taken from the method: the mean over random masks of the error at the
             patches that they hide.
@@ -45,20 +44,6 @@ class OracleMasking(RankedMasking):
         self.draws = draws
 
     @torch.no_grad()
-    def priorities(
-        self, images: Tensor, num_masked: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """The error."""
-        height, width = self.grid(images)
-        if self.error is None:
-            raise ValueError(
-                "OracleMasking expected error=, a function from images to the (B, L) error of the "
-                "patches; in mmpretrain a method gives it by itself"
-            )
-        error = self.error(images).float()
-        if error.shape != (images.shape[0], height * width):
-            raise ValueError(
-                f"error= expected to give ({images.shape[0]}, {height * width}) for a {height} x "
-                f"{width} grid, got {tuple(error.shape)}"
-            )
-        return error
+        return self.ask("error", images, "a method")

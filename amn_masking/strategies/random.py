@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.counts import count_visible
 from amn_masking.mask import PatchMask
@@ -20,21 +19,23 @@ class RandomMasking(MaskingStrategy):
     nature, in ``eval()`` too, as the stock method is.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`MaskingStrategy`.
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> patch_mask = RandomMasking(mask_ratio=0.75, patch_size=16)(torch.rand(2, 3, 64, 64))
+        >>> patch_mask.mask.sum(1)
+        tensor([12., 12.])
     """
 
     def __init__(self, mask_ratio: Ratio = 0.75, patch_size: int | tuple[int, int] = 16) -> None:
         super().__init__(patch_size, mask_ratio)
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         grid = self.grid(images)
         length = grid[0] * grid[1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from amn_masking.checks import check_finite
 from amn_masking.counts import count_masked
@@ -23,8 +22,7 @@ class RankedMasking(MaskingStrategy):
                 return pool_to_patches(images, self.grid(images))
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it.
-        patch_size: side of a patch in pixels, or (height, width).
+        mask_ratio, patch_size: as in :class:`MaskingStrategy`.
 
     Raises:
         ValueError: a value out of range; in ``forward``, priorities that are not finite.
@@ -33,9 +31,7 @@ class RankedMasking(MaskingStrategy):
     def __init__(self, mask_ratio: Ratio = 0.75, patch_size: int | tuple[int, int] = 16) -> None:
         super().__init__(patch_size, mask_ratio)
 
-    def priorities(
-        self, images: Tensor, num_masked: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """``(B, L)`` float32; larger is masked first.
 
         Args:
@@ -45,11 +41,33 @@ class RankedMasking(MaskingStrategy):
         """
         raise NotImplementedError
 
+    def ask(self, name: str, images: Tensor, giver: str) -> Tensor:
+        """``(B, L)`` float32 that the user's function, the attribute ``name``, gives of images.
+
+        Args:
+            name: of the attribute.
+            images: ``(B, C, H, W)``.
+            giver: what gives the function in mmpretrain, for the message.
+
+        Raises:
+            ValueError: there is no function, or it gives another shape.
+        """
+        function, (h, w) = getattr(self, name), self.grid(images)
+        if function is None:
+            raise ValueError(
+                f"{type(self).__name__} expected {name}=, a function from images to the (B, L) "
+                f"{name} of the patches; in mmpretrain {giver} gives it by itself"
+            )
+        values = function(images).float()
+        if values.shape != (images.shape[0], h * w):
+            raise ValueError(
+                f"{name}= expected to give ({images.shape[0]}, {h * w}) for a {h} x {w} grid, "
+                f"without prefix tokens, got {tuple(values.shape)}"
+            )
+        return values
+
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         grid = self.grid(images)
         valid = self.valid_patches(valid, images)
@@ -63,10 +81,6 @@ class RankedMasking(MaskingStrategy):
             "mmpretrain the data samples' field 'valid'",
         )
         candidates = Candidates(
-            priorities,
-            grid,
-            valid=valid,
-            deterministic=not self.training,
-            generator=generator,
+            priorities, grid, valid=valid, deterministic=not self.training, generator=generator
         )
         return candidates.select(num_masked).patch_mask

@@ -6,9 +6,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from amn_masking.counts import check_ratio, count_visible
+from amn_masking.counts import check_ratio_range, count_visible
 from amn_masking.mask import PatchMask
 from amn_masking.noise import uniform
 from amn_masking.strategies.base import MaskingStrategy
@@ -54,6 +54,7 @@ class WrappedMasking(MaskingStrategy):
     free_counts = Forwarded()
     gate = Forwarded()
     own_loss = Forwarded()
+    reward = Forwarded()
 
     def __init__(self, masking: MaskingStrategy) -> None:
         if not isinstance(masking, MaskingStrategy):
@@ -65,13 +66,8 @@ class WrappedMasking(MaskingStrategy):
         self.masking = masking
         self.loss = masking.loss
 
-    @property
-    def reward(self) -> str:  # type: ignore[override]
-        """The other strategy's."""
-        return self.masking.reward
-
     def other_mask(
-        self, images: Tensor, generator: torch.Generator | None, valid: Tensor | None
+        self, images: Tensor, generator: Generator | None, valid: Tensor | None
     ) -> PatchMask:
         """The other strategy's mask; one that does not know ``valid`` is not given it in vain."""
         if valid is None:
@@ -106,7 +102,13 @@ class RandomRatioMasking(WrappedMasking):
         ValueError: no such range, or a strategy that chooses its own counts or takes no ratio; in
             ``forward``, images of which an end of the range leaves no patch visible or none
             masked; on setting ``mask_ratio``.
-        TypeError: ``masking`` is no strategy.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import RandomMasking
+        >>> masking = RandomRatioMasking(RandomMasking(patch_size=16), ratio_range=(0.5, 0.9))
+        >>> 8 <= masking(torch.rand(2, 3, 64, 64)).mask[0].sum() <= 15
+        tensor(True)
     """
 
     def __init__(
@@ -123,15 +125,9 @@ class RandomRatioMasking(WrappedMasking):
                 "RandomRatioMasking expected a strategy with a mask_ratio, but that of "
                 f"{type(masking).__name__} is None; hand it down to MaskingStrategy.__init__"
             )
-        try:
-            low, high = (check_ratio(ratio) for ratio in ratio_range)
-        except TypeError:
-            raise ValueError(
-                f"ratio_range expected two numbers in (0, 1), got {ratio_range!r}"
-            ) from None
-        if low > high:
-            raise ValueError(f"ratio_range expected (least, largest), got {ratio_range}")
-        self.ratio_range = (low, high)
+        self.ratio_range = check_ratio_range(ratio_range)
+        if self.ratio_range[0] == 0 or self.ratio_range[1] == 1:
+            raise ValueError(f"ratio_range expected two numbers in (0, 1), got {ratio_range}")
 
     def check_takes_ratio(self) -> None:
         raise ValueError(
@@ -139,10 +135,7 @@ class RandomRatioMasking(WrappedMasking):
         )
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         low, high = self.ratio_range
         h, w = self.grid(images)
@@ -151,15 +144,10 @@ class RandomRatioMasking(WrappedMasking):
         share = 0.5
         if self.training:
             # The host has to know how many patches are left, so it draws from its own generator.
-            device = torch.device("cpu")
-            if isinstance(generator, torch.Generator):
-                device = generator.device
+            device = getattr(generator, "device", torch.device("cpu"))
             share = float(uniform((), device, generator))
         self.masking.mask_ratio = low + (high - low) * share
         return self.other_mask(images, generator, valid)
-
-    def extra_repr(self) -> str:
-        return f"ratio_range={self.ratio_range}, {super().extra_repr()}"
 
 
 class ShuffledMasking(WrappedMasking):
@@ -176,19 +164,20 @@ class ShuffledMasking(WrappedMasking):
         masking: the strategy, one's own too.
 
     Raises:
-        TypeError: ``masking`` is no strategy.
         ValueError: in ``forward``, patches that are valid in one image and not in another.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = ShuffledMasking(AdversarialMasking(mask_ratio=0.25, patch_size=16))
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([4., 4.])
     """
 
-    def __init__(self, masking: MaskingStrategy) -> None:
-        super().__init__(masking)
-        self.warned = False
+    warned = False
 
     def forward(
-        self,
-        images: Tensor,
-        generator: torch.Generator | None = None,
-        valid: Tensor | None = None,
+        self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         valid = self.valid_patches(valid, images)
         if valid is not None and bool((valid != valid[:1]).any()):

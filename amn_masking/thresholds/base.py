@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from amn_masking.config import settings
 from amn_masking.counts import count_range, longest_row
 from amn_masking.mask import PatchMask
 from amn_masking.network import to_logits
 from amn_masking.noise import tie_breaks, uniform
+from amn_masking.patches import image_means
 from amn_masking.schedules import Schedule
 
 
@@ -59,7 +61,7 @@ class Candidates:
     random_share: float = 0.0
     valid: Tensor | None = None
     deterministic: bool = False
-    generator: torch.Generator | None = None
+    generator: Generator | None = None
 
     @property
     def length(self) -> int:
@@ -74,9 +76,7 @@ class Candidates:
         """
         if self.scores is None:
             raise ValueError("this threshold expected scores, which this strategy does not make")
-        if self.valid is None:
-            return self.scores.mean(1, keepdim=True)
-        return (self.scores * self.valid).sum(1, keepdim=True) / self.valid.sum(1, keepdim=True)
+        return image_means(self.scores, self.valid)
 
     def select(self, num_masked: int | Tensor) -> Selection:
         """Mask each image's patches of highest priority, or a share of them at random.
@@ -211,9 +211,6 @@ class Threshold(nn.Module):
                 setattr(self, name, before[name].to(buffer.device))
         return self
 
-    def __init__(self) -> None:  # nn.Module's own takes any argument
-        super().__init__()
-
     def forward(self, candidates: Candidates) -> Selection:
         """Choose the patches to mask."""
         raise NotImplementedError
@@ -228,15 +225,15 @@ class Threshold(nn.Module):
         """
 
     def check(self, schedules: Mapping[str, Schedule]) -> None:
-        """Refuse a strategy's settings that this threshold cannot work with.
+        """Raise ValueError for a strategy's settings that this threshold cannot work with.
 
         Args:
             schedules: of ``mask_ratio``, ``random_share`` and the strategy's other numbers.
-
-        Raises:
-            ValueError: with the way out.
         """
 
     def log_values(self) -> dict[str, Tensor]:
         """Scalars for the log, without a gradient."""
         return {}
+
+    def extra_repr(self) -> str:
+        return settings(self)

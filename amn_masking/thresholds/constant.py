@@ -22,6 +22,12 @@ class Constant(Threshold):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(threshold=dict(type="constant"))
+        >>> masking.free_counts
+        True
     """
 
     free_counts = True
@@ -37,6 +43,3 @@ class Constant(Threshold):
     def forward(self, candidates: Candidates) -> Selection:
         tau = torch.full_like(candidates.priorities[:, :1], self.value)
         return candidates.select_above(tau, self.ratio_range)
-
-    def extra_repr(self) -> str:
-        return f"value={self.value}, ratio_range={self.ratio_range}"

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from amn_masking.mask import PatchMask
 from amn_masking.schedules import Schedule
 from amn_masking.thresholds.base import Candidates
-from amn_masking.thresholds.tracking import Tracking
+from amn_masking.thresholds.tracking import Tracking, mean_over_ranks
 
 # The ratio integrates the missed log-gain at this share of the rate of the running errors: no
 # overshoot where the log-gain changes by up to 1.7 per unit of ratio, a well-damped one beyond.
@@ -47,6 +47,11 @@ class Difficulty(Tracking):
 
     Raises:
         ValueError: a value out of range; a strategy without a share of patches drawn at random.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> threshold = dict(type="difficulty", target_gain=1.2)
+        >>> masking = AdversarialMasking(threshold=threshold, random_share=0.25)
     """
 
     errors: Tensor
@@ -126,9 +131,7 @@ class Difficulty(Tracking):
         by_score = chosen.mask.bool() & ~random
         error = error.detach().to(self.errors.dtype)
         sums = [(part * weight).sum() for part in (by_score, random) for weight in (error, 1.0)]
-        found = torch.stack(sums).reshape(2, 2)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(found)
+        found = mean_over_ranks(torch.stack(sums).reshape(2, 2))
         found = found / found[:, 1].sum()
         started = self.errors.sum() > 0
         self.errors.copy_(torch.where(started, self.errors.lerp(found, self.rate), found))
@@ -138,6 +141,3 @@ class Difficulty(Tracking):
         step = math.copysign(RATIO_RATE * self.rate, math.log(self.target_gain)) * missed
         low, high = self.ratio_range
         self._shift((self.ratio + step).clamp(low, high))
-
-    def extra_repr(self) -> str:
-        return f"target_gain={self.target_gain}, {super().extra_repr()}"

@@ -21,6 +21,14 @@ class Mean(Threshold):
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(threshold=dict(type="mean", ratio_range=(0.25, 0.75)))
+        >>> counts = masking(torch.rand(8, 3, 64, 64)).mask.sum(1)  # differ between the images
+        >>> bool(((4 <= counts) & (counts <= 12)).all())
+        True
     """
 
     free_counts = True
@@ -35,6 +43,3 @@ class Mean(Threshold):
 
     def forward(self, candidates: Candidates) -> Selection:
         return candidates.select_above(self.scale * candidates.mean_score(), self.ratio_range)
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale}, ratio_range={self.ratio_range}"

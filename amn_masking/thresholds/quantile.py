@@ -12,6 +12,13 @@ class Quantile(Threshold):
     The count is that of He et al., "Masked Autoencoders Are Scalable Vision Learners"
     (arXiv:2111.06377), bit for bit. tau is the largest visible priority, so that priority > tau is
     the mask wherever no priorities are equal; equal ones are ordered at random.
+
+    Example:
+        >>> import torch
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.75, threshold=dict(type="quantile"))
+        >>> masking(torch.rand(2, 3, 64, 64)).mask.sum(1)
+        tensor([12., 12.])
     """
 
     def forward(self, candidates: Candidates) -> Selection:

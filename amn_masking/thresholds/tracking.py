@@ -36,6 +36,12 @@ class Tracking(Threshold):
 
     Raises:
         ValueError: a value out of range; in ``forward``, a ``mask_ratio`` outside ``ratio_range``.
+
+    Example:
+        >>> from amn_masking import AdversarialMasking
+        >>> masking = AdversarialMasking(mask_ratio=0.5, threshold=dict(type="tracking"))
+        >>> masking.free_counts
+        True
     """
 
     free_counts = True
@@ -121,16 +127,18 @@ class Tracking(Threshold):
 
     @torch.no_grad()
     def _move(self, *numbers: Tensor) -> None:
-        state = torch.stack(numbers).to(self.offset.dtype)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(state)
-            state = state / distributed.get_world_size()
+        state = mean_over_ranks(torch.stack(numbers).to(self.offset.dtype))
         buffers = (self.offset, self.level, self.eval_offset, self.eval_level)
         for buffer, value in zip(buffers, state, strict=True):
             buffer.copy_(value)
 
-    def extra_repr(self) -> str:
-        return f"ratio_range={self.ratio_range}, rate={self.rate}"
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The values as they are on average over the ranks of ``torch.distributed``, if there are."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return values
+    distributed.all_reduce(values)
+    return values / distributed.get_world_size()
 
 
 def own_offsets(deviations: Tensor, share: float | Tensor, valid: Tensor | None) -> Tensor:

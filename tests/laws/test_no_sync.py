@@ -68,7 +68,7 @@ def step_without_values(masking, device: str, backward: bool = False, first: boo
     model = build(masking=masking, head=head)
     for module in model.modules():
         if isinstance(module, AdversarialMasking):
-            module.looked_at_images = not first
+            module.watch.looked = not first
     model.proved = True  # that the method uses its mask is seen in the first step, too
     with FakeTensorMode():
         for module in model.modules():

@@ -120,7 +120,7 @@ def test_no_row_or_column_is_masked_in_any_other_way_than_its_mirror_image(kind)
         (
             lambda: RandomRatioMasking(RandomMasking(), (0.9, 0.5)),
             ValueError,
-            r"expected \(least, largest\)",
+            r"0 <= low <= high <= 1.*got \(0.9, 0.5\)",
         ),
         (
             # At the first batch, though 0.95 itself is next to never drawn.
@@ -135,7 +135,17 @@ def test_no_row_or_column_is_masked_in_any_other_way_than_its_mirror_image(kind)
             ValueError,
             "that of MaskingStrategy is None",
         ),
-        (lambda: RandomRatioMasking(RandomMasking(), 0.5), ValueError, "expected two numbers in"),
+        (lambda: RandomRatioMasking(RandomMasking(), 0.5), ValueError, "expected two numbers"),
+        (
+            lambda: RandomRatioMasking(RandomMasking(), (0.0, 0.5)),
+            ValueError,
+            r"expected two numbers in \(0, 1\), got \(0.0, 0.5\)",
+        ),
+        (
+            lambda: RandomRatioMasking(RandomMasking(), (0.5, 1)),
+            ValueError,
+            r"two numbers in \(0, 1\), got",
+        ),
     ],
 )
 def test_wrong_use_is_refused(make, error, message):
