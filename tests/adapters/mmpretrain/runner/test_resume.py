@@ -544,23 +544,6 @@ def test_a_file_gets_no_other_attribute(tmp_path):
         load_from_local(str(tmp_path / "lookup.pth"))
 
 
-@pytest.mark.slow
-def test_an_import_in_a_config_is_enough_to_read_checkpoints_into_any_model(checkpoint_file):
-    """What the downstream configs do, in a fresh process."""
-    program = (
-        "import amn_masking.adapters.mmpretrain.runner.safe_reading\n"
-        "from mmengine.runner import CheckpointLoader\n"
-        f"checkpoint = CheckpointLoader.load_checkpoint({str(checkpoint_file)!r}, 'cpu')\n"
-        "assert checkpoint['message_hub']['log_scalars']['loss'].current() == 0.5\n"
-        "print(CheckpointLoader._get_checkpoint_loader('x.pth').__module__)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == resume_module.__name__
-
-
 def test_types_that_the_user_allowed_stay_allowed(tmp_path):
     torch.save({"where": Stop("x")}, tmp_path / "mine.pth")
     with pytest.raises(RuntimeError, match=r"it holds [\w.]+\.test_resume\.Stop, which"):
