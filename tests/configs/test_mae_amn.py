@@ -12,11 +12,16 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("name", ["mae_amn_vit-b", "mae_amn_vit-tiny_photos"])
-def test_shipped_configs_pair_ratio_and_strength_as_they_say(name):
+@pytest.mark.parametrize(
+    ("name", "ratio", "share"),
+    [("mae_amn_vit-b", 0.75, (1.0, 0.5)), ("mae_amn_vit-tiny_photos", 0.25, (0.0, 0.0))],
+)
+def test_shipped_configs_mask_as_they_say(name, ratio, share):
     cfg = Config.fromfile(ROOT / f"configs/mmpretrain/{name}.py")
     model = MMPRETRAIN_MODELS.build(cfg.model)
-    assert model.masking.mask_ratio == 0.25
+    assert model.masking.mask_ratio == ratio
+    drawn = model.masking.schedules["random_share"]
+    assert (drawn.start, drawn.end) == share
     schedule = model.masking.schedules["strength"]
     assert (schedule.start, schedule.end) == (1.0, 1.0)
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.masking.decay_mult == 0.0

@@ -4,8 +4,9 @@
 # may not both say `model`. To change a setting from the command line, name the place where it
 # counts, such as model.masking.network.downsample.
 
-# Each config adds its own mask ratio, which belongs together with the strength. In the study of
-# docs/evidence.md adversarial masks (strength +1, the default) made better features than random
+# Each config adds its own mask ratio, which belongs together with the strength. On photographs no
+# learned masks have beaten random ones (docs/results/cifar.md). In the study of docs/evidence.md
+# adversarial masks (strength +1, the default) made better features than random
 # masks on one of two kinds of small images at 0.375; at 0.25 the lead is smaller (p = 0.09), and
 # none is left at equal time. On the other kind, at 0.25, the linear probe was level, on noisy and
 # blurred images worse. At 0.75 they were no better on the first and ruinous on the second (one
