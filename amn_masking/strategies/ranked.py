@@ -28,7 +28,11 @@ class RankedMasking(MaskingStrategy):
         ValueError: a value out of range; in ``forward``, priorities that are not finite.
     """
 
-    def __init__(self, mask_ratio: Ratio = 0.75, patch_size: int | tuple[int, int] = 16) -> None:
+    takes_ratio = True
+
+    def __init__(
+        self, mask_ratio: Ratio | None = None, patch_size: int | tuple[int, int] = 16
+    ) -> None:
         super().__init__(patch_size, mask_ratio)
 
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:

@@ -100,7 +100,7 @@ class MaskedMethod(MaskableMethod):
         follows = "mask_ratio" in parameters and config.get("mask_ratio") is None
         masking = MMPRETRAIN_MODELS.build(config)
         if follows and isinstance(masking, MaskingStrategy) and masking.mask_ratio is not None:
-            masking.mask_ratio = self.own_mask_ratio()
+            masking.default_ratio = self.own_mask_ratio()
             self.followers.append(masking)
         return masking
 
@@ -127,7 +127,7 @@ class MaskedMethod(MaskableMethod):
             )
         self.built_ratio = ratio
         for strategy in self.followers:
-            strategy.mask_ratio = ratio
+            strategy.default_ratio = ratio
 
     def make_mask(self, images: Tensor, data_samples: Sequence[DataSample] = ()) -> PatchMask:
         """The strategy's mask of ``(B, C, H, W)`` images.
