@@ -18,6 +18,8 @@ class Own(Threshold):
 
 
 class Mine(Threshold):
+    takes_ratio = True
+
     def __init__(self, share=0.3, forgotten=1):
         super().__init__()
         self.share = share
@@ -98,4 +100,4 @@ def test_a_repr_shows_the_arguments_and_the_schedules_that_move():
     assert "strength=Schedule(start=0, end=1," in text
     assert "mask_ratio=0.5, patch_size=(4, 4)" in text
     assert "loss=" not in text  # a module is printed below, as a child
-    assert "ratio_range=(0.5, 0.9)" in repr(RandomRatioMasking(masking))
+    assert "ratio_range=(0.5, 0.9)" in repr(RandomRatioMasking(AdversarialMasking()))

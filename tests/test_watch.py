@@ -103,7 +103,9 @@ NEVER_TRAINED = {
         "^random_share has a schedule",
     ),
     "behind a wrapper": (
-        lambda: Training(RandomRatioMasking(masking(), (0.4, 0.6)), optimized=False),
+        lambda: Training(
+            RandomRatioMasking(AdversarialMasking(patch_size=SIDE), (0.4, 0.6)), optimized=False
+        ),
         "weights have not moved",
     ),
 }

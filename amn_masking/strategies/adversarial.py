@@ -33,8 +33,8 @@ from amn_masking.watch import TrainingWatch
 NOT_FINITE = (
     "the masking network's scores are not finite. Expected scores in (0, 1); the input images or "
     "the network's weights hold NaN or infinity. Check the images (where NaN means no data, say so "
-    "by masking(images, valid=...)), lower the learning rate of 'masking' (paramwise_cfg) or clip "
-    "gradients"
+    "by masking(images, valid=...), in mmpretrain by the data samples' field 'valid'), lower the "
+    "learning rate of 'masking' (paramwise_cfg) or clip gradients"
 )
 
 
@@ -53,9 +53,7 @@ class AdversarialMasking(MaskingStrategy):
     one's own.
 
     Args:
-        mask_ratio: share of the patches to mask, in (0, 1), or a schedule of it. By default 0.75
-            (in mmpretrain the method's own) where the threshold takes one; it is refused where the
-            threshold does not.
+        mask_ratio: as in :class:`MaskingStrategy`; it is refused where the threshold takes none.
         patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
             the method's own.
         network: any module from images ``(B, C, H, W)`` to a score map ``(B, 1, H', W')`` in
@@ -142,8 +140,6 @@ class AdversarialMasking(MaskingStrategy):
         losses = {"CombinedAdversarialLoss": CombinedAdversarialLoss}
         self.loss = build(loss, CombinedAdversarialLoss, losses, "loss")
         self.own_loss = loss is not None
-        if mask_ratio is None and self.threshold.takes_ratio:
-            mask_ratio = 0.75
         if mask_ratio is not None:
             self.mask_ratio = mask_ratio
         self.strength = strength
@@ -160,6 +156,11 @@ class AdversarialMasking(MaskingStrategy):
     def free_counts(self) -> bool:  # type: ignore[override]
         """Whether images of one batch may mask different numbers of patches: the threshold's."""
         return self.threshold.free_counts
+
+    @property
+    def takes_ratio(self) -> bool:  # type: ignore[override]
+        """Whether ``mask_ratio`` is followed: the threshold's."""
+        return self.threshold.takes_ratio
 
     def check(self) -> None:
         """Raise ValueError for settings that exclude each other."""
@@ -180,11 +181,12 @@ class AdversarialMasking(MaskingStrategy):
             )
 
     def check_takes_ratio(self) -> None:
-        if not self.threshold.takes_ratio:
+        if not self.takes_ratio:
             raise ValueError(
                 f"threshold {type(self.threshold).__name__} chooses the number of masked patches "
                 "by itself and takes no mask_ratio; leave mask_ratio out, set the threshold's own "
-                "arguments, or use threshold=dict(type='quantile') or 'tracking'"
+                "arguments, or use threshold=dict(type='quantile') or 'tracking' (a class of your "
+                "own that follows candidates.mask_ratio says takes_ratio = True)"
             )
 
     def forward(

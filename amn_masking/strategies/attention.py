@@ -44,7 +44,7 @@ class AttentionMasking(RankedMasking):
 
     def __init__(
         self,
-        mask_ratio: Ratio = 0.75,
+        mask_ratio: Ratio | None = None,
         patch_size: int | tuple[int, int] = 16,
         hint_share: float = 0.0,
         attention: Callable[[Tensor], Tensor] | None = None,

@@ -22,7 +22,13 @@ Ratio = float | Mapping[str, Any] | Schedule
 
 
 class MaskRatio(Scheduled):
-    """``mask_ratio``, where the strategy takes one."""
+    """``mask_ratio``, where the strategy takes one; ``default_ratio`` until it is set."""
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+        given = super().__get__(strategy, owner)
+        if given is None and strategy.takes_ratio:
+            return strategy.default_ratio
+        return given
 
     def __set__(self, strategy: Any, value: Ratio) -> None:
         strategy.check_takes_ratio()
@@ -38,10 +44,15 @@ class MaskingStrategy(nn.Module):
     Args:
         patch_size: side of a patch in pixels, or (height, width); the encoder's.
         mask_ratio: share of the patches to mask, in (0, 1): a number, or a schedule such as
-            ``dict(type='linear', start=0.25, end=0.75)``. None for a strategy that takes none.
+            ``dict(type='linear', start=0.25, end=0.75)``. By default MAE's 0.75, or in mmpretrain
+            the method's own.
 
     Attributes:
-        mask_ratio: the share now. It may be set to a number or a schedule at any time.
+        takes_ratio: whether it follows ``mask_ratio``; one's own says so where it does.
+        mask_ratio: the share now; None where it takes none. It may be set to a number or a schedule
+            at any time.
+        own_ratio: whether the user set it, so that ``default_ratio`` does not count.
+        default_ratio: the share until then; a codebase sets it to its own.
         free_counts: whether images of one batch may mask different numbers of patches.
         gate: whether visible tokens carry a gradient to the masking network.
         loss: weighs what the strategy adds to a codebase's own loss; None if it learns nothing.
@@ -51,7 +62,8 @@ class MaskingStrategy(nn.Module):
         schedules: each number that may move, by name.
 
     Raises:
-        ValueError: ``patch_size`` is not positive, or ``mask_ratio`` outside (0, 1).
+        ValueError: ``patch_size`` is not positive, ``mask_ratio`` outside (0, 1), or given to a
+            strategy that takes none.
 
     Example:
         >>> import torch
@@ -65,6 +77,8 @@ class MaskingStrategy(nn.Module):
                 [1., 1., 0., 0.]])
     """
 
+    takes_ratio: bool = False
+    default_ratio: float = 0.75
     free_counts: bool = False
     gate: bool = False
     reward: str = "error"
@@ -73,7 +87,7 @@ class MaskingStrategy(nn.Module):
     mask_ratio = MaskRatio(0.0, 1.0, inside=True)
 
     def __init__(
-        self, patch_size: int | tuple[int, int] = 16, mask_ratio: Ratio | None = 0.75
+        self, patch_size: int | tuple[int, int] = 16, mask_ratio: Ratio | None = None
     ) -> None:
         super().__init__()
         self.loss = None
@@ -173,8 +187,18 @@ class MaskingStrategy(nn.Module):
         """Scalars of this strategy for the log of a step, without a gradient."""
         return {}
 
+    @property
+    def own_ratio(self) -> bool:
+        """Whether ``mask_ratio`` was given, or set since."""
+        return "mask_ratio" in self.schedules
+
     def check_takes_ratio(self) -> None:
         """Raise ValueError where nothing would follow a ``mask_ratio``."""
+        if not self.takes_ratio:
+            raise ValueError(
+                f"{type(self).__name__} takes no mask_ratio; leave it out, or, if it is a class of "
+                "your own that follows self.mask_ratio, say takes_ratio = True in it"
+            )
 
     def require(
         self,

@@ -37,7 +37,7 @@ class BlockMasking(RankedMasking):
 
     def __init__(
         self,
-        mask_ratio: Ratio = 0.75,
+        mask_ratio: Ratio | None = None,
         patch_size: int | tuple[int, int] = 16,
         min_patches: int = 16,
         min_aspect: float = 0.3,

@@ -49,7 +49,7 @@ class ColorNoiseMasking(RankedMasking):
 
     def __init__(
         self,
-        mask_ratio: Ratio = 0.75,
+        mask_ratio: Ratio | None = None,
         patch_size: int | tuple[int, int] = 16,
         color: Color = "green",
         low: float = 0.75,

@@ -31,7 +31,11 @@ class RandomMasking(MaskingStrategy):
         tensor([12., 12.])
     """
 
-    def __init__(self, mask_ratio: Ratio = 0.75, patch_size: int | tuple[int, int] = 16) -> None:
+    takes_ratio = True
+
+    def __init__(
+        self, mask_ratio: Ratio | None = None, patch_size: int | tuple[int, int] = 16
+    ) -> None:
         super().__init__(patch_size, mask_ratio)
 
     def forward(

@@ -28,7 +28,11 @@ class RankedMasking(MaskingStrategy):
         ValueError: a value out of range; in ``forward``, priorities that are not finite.
     """
 
-    def __init__(self, mask_ratio: Ratio = 0.75, patch_size: int | tuple[int, int] = 16) -> None:
+    takes_ratio = True
+
+    def __init__(
+        self, mask_ratio: Ratio | None = None, patch_size: int | tuple[int, int] = 16
+    ) -> None:
         super().__init__(patch_size, mask_ratio)
 
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
@@ -77,7 +81,8 @@ class RankedMasking(MaskingStrategy):
         check_finite(
             priorities,
             f"{type(self).__name__} expected finite priorities, got NaN or infinity; do the images "
-            "hold NaN (nodata)? Then say which patches are valid: masking(images, valid=...)",
+            "hold NaN (nodata)? Then say which patches are valid: masking(images, valid=...), in "
+            "mmpretrain the data samples' field 'valid'",
         )
         candidates = Candidates(
             priorities, grid, valid=valid, deterministic=not self.training, generator=generator

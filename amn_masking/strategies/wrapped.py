@@ -30,7 +30,7 @@ class Forwarded:
     def __set__(self, wrapper: Any, value: Any) -> None:
         if self.name == "mask_ratio":
             wrapper.check_takes_ratio()
-        elif not hasattr(type(wrapper.masking), self.name):
+        if not hasattr(type(wrapper.masking), self.name):
             raise AttributeError(f"{type(wrapper.masking).__name__} has no {self.name} to set")
         setattr(wrapper.masking, self.name, value)
 
@@ -47,7 +47,10 @@ class WrappedMasking(MaskingStrategy):
         TypeError: it is no strategy.
     """
 
+    takes_ratio = Forwarded()
     mask_ratio = Forwarded()
+    own_ratio = Forwarded()
+    default_ratio = Forwarded()
     strength = Forwarded()
     random_share = Forwarded()
     temperature = Forwarded()
@@ -95,13 +98,14 @@ class RandomRatioMasking(WrappedMasking):
     padding. Each rank draws its own. In ``eval()`` the ratio is the middle of the range.
 
     Args:
-        masking: the strategy, one's own too, with an exact count.
+        masking: the strategy, one's own too, with an exact count and without a ratio of its own,
+            which would not count.
         ratio_range: least and largest mask ratio, both in (0, 1).
 
     Raises:
-        ValueError: no such range, or a strategy that chooses its own counts or takes no ratio; in
-            ``forward``, images of which an end of the range leaves no patch visible or none
-            masked; on setting ``mask_ratio``.
+        ValueError: no such range, or a strategy that chooses its own counts, takes no ratio or was
+            given one; in ``forward``, images of which an end of the range leaves no patch visible
+            or none masked; on setting ``mask_ratio``.
 
     Example:
         >>> import torch
@@ -120,14 +124,19 @@ class RandomRatioMasking(WrappedMasking):
                 "RandomRatioMasking expected a strategy with an exact count, but the threshold of "
                 "this one chooses its own; use threshold=dict(type='quantile')"
             )
-        if masking.mask_ratio is None:
-            raise ValueError(
-                "RandomRatioMasking expected a strategy with a mask_ratio, but that of "
-                f"{type(masking).__name__} is None; hand it down to MaskingStrategy.__init__"
-            )
+        masking.check_takes_ratio()
         self.ratio_range = check_ratio_range(ratio_range)
         if self.ratio_range[0] == 0 or self.ratio_range[1] == 1:
             raise ValueError(f"ratio_range expected two numbers in (0, 1), got {ratio_range}")
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError where the other strategy has a ratio, which would not count."""
+        if self.own_ratio:
+            raise ValueError(
+                "RandomRatioMasking draws the ratio, but its strategy was given "
+                f"mask_ratio={self.mask_ratio}; leave that out"
+            )
 
     def check_takes_ratio(self) -> None:
         raise ValueError(
@@ -139,6 +148,7 @@ class RandomRatioMasking(WrappedMasking):
     ) -> PatchMask:
         low, high = self.ratio_range
         h, w = self.grid(images)
+        self.check()
         for end in self.ratio_range:  # at once, and not when it happens to be drawn
             count_visible(h * w, end)
         share = 0.5
@@ -146,7 +156,7 @@ class RandomRatioMasking(WrappedMasking):
             # The host has to know how many patches are left, so it draws from its own generator.
             device = getattr(generator, "device", torch.device("cpu"))
             share = float(uniform((), device, generator))
-        self.masking.mask_ratio = low + (high - low) * share
+        self.default_ratio = low + (high - low) * share
         return self.other_mask(images, generator, valid)
 
 

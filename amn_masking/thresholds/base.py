@@ -197,11 +197,11 @@ class Threshold(nn.Module):
 
     Attributes:
         free_counts: whether images of one batch may mask different numbers of patches.
-        takes_ratio: whether it holds the strategy's ``mask_ratio``.
+        takes_ratio: whether it follows the strategy's ``mask_ratio``, which is refused otherwise.
     """
 
     free_counts: bool = False
-    takes_ratio: bool = True
+    takes_ratio: bool = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Threshold:
         before = dict(self.named_buffers(recurse=False))

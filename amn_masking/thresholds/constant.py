@@ -31,7 +31,6 @@ class Constant(Threshold):
     """
 
     free_counts = True
-    takes_ratio = False
 
     def __init__(self, value: float = 0.5, ratio_range: tuple[float, float] = (0.05, 0.95)) -> None:
         super().__init__()

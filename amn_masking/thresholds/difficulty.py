@@ -100,7 +100,7 @@ class Difficulty(Tracking):
                 "threshold 'difficulty' measures the masks beside patches drawn at random and "
                 f"expected random_share > 0 all the time, such as 0.25, got {share}"
             )
-        if schedules["mask_ratio"].moves:
+        if "mask_ratio" in schedules and schedules["mask_ratio"].moves:
             raise ValueError(
                 "threshold 'difficulty' moves the ratio itself and expected a mask_ratio to begin "
                 f"with, a number, got {schedules['mask_ratio']}"

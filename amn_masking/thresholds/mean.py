@@ -32,7 +32,6 @@ class Mean(Threshold):
     """
 
     free_counts = True
-    takes_ratio = False
 
     def __init__(self, scale: float = 1.0, ratio_range: tuple[float, float] = (0.05, 0.95)) -> None:
         super().__init__()

@@ -21,6 +21,8 @@ class Quantile(Threshold):
         tensor([12., 12.])
     """
 
+    takes_ratio = True
+
     def forward(self, candidates: Candidates) -> Selection:
         """Raises ValueError where ``mask_ratio`` leaves no patch masked, or none visible."""
         ratio: float = candidates.mask_ratio  # type: ignore[assignment]

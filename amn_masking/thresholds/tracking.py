@@ -45,6 +45,7 @@ class Tracking(Threshold):
     """
 
     free_counts = True
+    takes_ratio = True
     offset: Tensor
     level: Tensor
     eval_offset: Tensor

@@ -78,7 +78,7 @@ def milliseconds(strategy: MaskingStrategy, batch: Tensor) -> float:
 def price() -> None:
     batch = torch.randn(256, 3, SIDE, SIDE)
     timed = strategies(0.75) | {
-        "RandomRatioMasking": RandomRatioMasking(RandomMasking(0.75, PATCH)),
+        "RandomRatioMasking": RandomRatioMasking(RandomMasking(patch_size=PATCH)),
         "AdversarialMasking\ndownsample 8": AdversarialMasking(
             0.75, PATCH, network=dict(downsample=8)
         ),

@@ -116,7 +116,7 @@ def test_every_strategy_compiles_for_every_batch_size_without_a_graph_break(name
 
 
 BREAKS = {  # they read a count back, so the graph breaks there, and only there
-    "random ratio": lambda: RandomRatioMasking(RandomMasking(0.5, SIDE), (0.25, 0.75)),
+    "random ratio": lambda: RandomRatioMasking(RandomMasking(patch_size=SIDE), (0.25, 0.75)),
     "mean": lambda: AdversarialMasking(
         None, SIDE, dict(channels=4), dict(type="mean"), random_share=0.3
     ),

@@ -37,7 +37,7 @@ DETERMINISTIC = {
     "hard patches": lambda: HardPatchMasking(0.5, SIDE),
     "attention": lambda: AttentionMasking(0.5, SIDE, 0.5, brightness),
     "oracle": lambda: OracleMasking(0.5, SIDE, brightness),
-    "random ratio": lambda: RandomRatioMasking(adversarial()),
+    "random ratio": lambda: RandomRatioMasking(AdversarialMasking(patch_size=SIDE)),
     "shuffled": lambda: ShuffledMasking(adversarial()),
 }
 RANDOM_BY_NATURE = {
@@ -128,7 +128,7 @@ def test_in_eval_hints_are_those_of_every_call():
 
 def test_in_eval_a_random_ratio_is_the_middle_and_the_shuffle_a_roll():
     images = images_of((10, 10), 4)
-    strategy = RandomRatioMasking(adversarial(), (0.2, 0.6)).eval()
+    strategy = RandomRatioMasking(AdversarialMasking(patch_size=SIDE), (0.2, 0.6)).eval()
     assert (strategy(images).mask.sum(1) == 40).all()
     inner = adversarial().eval()
     shuffled = ShuffledMasking(inner).eval()(images).mask

@@ -16,7 +16,7 @@ STRATEGIES = {
     "random": lambda: RandomMasking(0.5, SIDE),
     "block": lambda: BlockMasking(0.5, SIDE),
     "adversarial": lambda: AdversarialMasking(0.5, SIDE),
-    "random ratio": lambda: RandomRatioMasking(RandomMasking(0.5, SIDE)),
+    "random ratio": lambda: RandomRatioMasking(RandomMasking(patch_size=SIDE)),
 }
 each_strategy = pytest.mark.parametrize("name", STRATEGIES)
 images = images_of((6, 6))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amn_masking import AdversarialMasking, RandomMasking
+from amn_masking import AdversarialMasking, MaskingStrategy, PatchMask, RandomMasking
 from amn_masking.counts import count_masked
 from amn_masking.schedules import Schedule
 from amn_masking.strategies import (
@@ -17,7 +17,7 @@ from amn_masking.strategies import (
     RandomRatioMasking,
     ShuffledMasking,
 )
-from amn_masking.thresholds import Quantile
+from amn_masking.thresholds import Quantile, Threshold
 from tests.helpers.draws import generator
 from tests.helpers.pictures import SIDE, brightness, images_of
 
@@ -165,11 +165,78 @@ def test_a_threshold_without_a_ratio_refuses_one_at_any_time():
 
 
 def test_a_ratio_that_is_drawn_refuses_one_that_is_set():
-    strategy = RandomRatioMasking(RandomMasking(0.5, SIDE))
+    strategy = RandomRatioMasking(RandomMasking(patch_size=SIDE))
     with pytest.raises(ValueError, match="draws the ratio and takes no mask_ratio; set its ratio_"):
         strategy.mask_ratio = 0.5
     strategy.ratio_range = (0.25, 0.25)
     assert masked(strategy) == 16
+
+
+GIVEN = {"a number": 0.3, "a schedule": dict(start=0.3, end=0.6)}
+
+
+@pytest.mark.parametrize("ratio", GIVEN.values(), ids=GIVEN)
+def test_a_ratio_that_is_drawn_refuses_one_of_the_strategy_within(ratio):
+    message = r"draws the ratio, but its strategy was given mask_ratio=0.3; leave that out"
+    for inner in (RandomMasking(ratio, SIDE), ShuffledMasking(AdversarialMasking(ratio, SIDE))):
+        with pytest.raises(ValueError, match=message):
+            RandomRatioMasking(inner, (0.5, 0.9))
+    inner = AdversarialMasking(patch_size=SIDE)
+    strategy = RandomRatioMasking(inner, (0.5, 0.9))
+    strategy(images_of(GRID))
+    inner.mask_ratio = ratio
+    with pytest.raises(ValueError, match=message):
+        strategy(images_of(GRID))
+
+
+class Halves(Threshold):
+    """Says of no ratio that it takes one; so does the strategy below."""
+
+    def forward(self, candidates):
+        assert candidates.mask_ratio is None
+        return candidates.select(candidates.length // 2)
+
+
+class LeftHalf(MaskingStrategy):
+    def forward(self, images, generator=None):
+        h, w = self.grid(images)
+        return PatchMask.from_mask((torch.arange(w) < w // 2).expand(len(images), h, w))
+
+
+def test_one_s_own_part_takes_no_ratio_unless_it_says_so():
+    makes = (
+        lambda **ratio: AdversarialMasking(patch_size=SIDE, threshold=Halves(), **ratio),
+        lambda **ratio: LeftHalf(SIDE, **ratio),
+    )
+    for make in makes:
+        strategy = make()
+        assert masked(strategy) == 32
+        assert strategy.mask_ratio is None
+        assert "mask_ratio=0" not in repr(strategy)
+        for refused in (
+            lambda make=make: make(mask_ratio=0.9),
+            lambda strategy=strategy: setattr(strategy, "mask_ratio", 0.9),
+            lambda strategy=strategy: RandomRatioMasking(strategy, (0.25, 0.75)),
+        ):
+            with pytest.raises(ValueError, match=r"takes no mask_ratio|exact count"):
+                refused()
+
+
+@each_exact
+def test_a_host_s_ratio_is_the_default_of_a_strategy_that_was_given_none(name):
+    strategy = EXACT[name](None, SIDE)
+    assert not strategy.own_ratio
+    assert strategy.mask_ratio == 0.75
+    for ratio in (0.5, 0.25):
+        strategy.default_ratio = ratio
+        assert strategy.mask_ratio == ratio
+        assert masked(strategy) == count_masked(LENGTH, ratio)
+    assert not strategy.own_ratio
+    strategy.mask_ratio = 0.4
+    strategy.default_ratio = 0.5
+    assert strategy.own_ratio
+    assert masked(strategy) == count_masked(LENGTH, 0.4)
+    assert EXACT[name](0.75, SIDE).own_ratio
 
 
 def test_without_a_ratio_mae_s_is_taken():
@@ -185,6 +252,13 @@ WRAPPED = {
 each_wrapping = pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
 
 
+def half(**options):
+    """Masks one half, without a ratio of its own."""
+    strategy = AdversarialMasking(patch_size=SIDE, **options)
+    strategy.default_ratio = 0.5
+    return strategy
+
+
 def gradient(strategy, inner):
     patch_mask = strategy(images_of(GRID, 4), generator(0))
     inner.zero_grad()
@@ -195,7 +269,7 @@ def gradient(strategy, inner):
 
 @each_wrapping
 def test_a_strength_that_is_set_is_followed(wrap):
-    inner = AdversarialMasking(0.5, SIDE, network=dict(channels=4))
+    inner = half(network=dict(channels=4))
     strategy = wrap(inner)
     full = gradient(strategy, inner)
     assert full.abs().max() > 0
@@ -211,7 +285,7 @@ def test_a_strength_that_is_set_is_followed(wrap):
 
 @each_wrapping
 def test_a_random_share_that_is_set_is_followed(wrap):
-    strategy = wrap(AdversarialMasking(0.5, SIDE))
+    strategy = wrap(half())
     assert strategy(images_of(GRID)).learned.drawn_at_random is None
     strategy.random_share = 0.25
     assert (strategy(images_of(GRID)).learned.drawn_at_random.sum(1) == 8).all()
@@ -222,7 +296,7 @@ def test_a_random_share_that_is_set_is_followed(wrap):
 
 @each_wrapping
 def test_a_temperature_that_is_set_is_followed(wrap):
-    strategy = wrap(AdversarialMasking(0.5, SIDE)).eval()
+    strategy = wrap(half()).eval()
     logits = strategy(images_of(GRID)).learned.logits
     strategy.temperature = 2.0
     torch.testing.assert_close(strategy(images_of(GRID)).learned.logits, logits / 2)
@@ -241,7 +315,7 @@ def test_a_temperature_that_is_set_is_followed(wrap):
 )
 @each_wrapping
 def test_what_is_out_of_range_is_refused_at_any_time(wrap, name, value, message):
-    strategy = wrap(AdversarialMasking(0.5, SIDE))
+    strategy = wrap(half())
     before = getattr(strategy, name)
     with pytest.raises(ValueError, match=message):
         setattr(strategy, name, value)
@@ -252,7 +326,7 @@ def test_what_is_out_of_range_is_refused_at_any_time(wrap, name, value, message)
 @pytest.mark.parametrize("wrap", [ShuffledMasking, RandomRatioMasking])
 def test_a_number_that_the_wrapped_strategy_has_not_is_refused(wrap, name):
     with pytest.raises(AttributeError, match=f"RandomMasking has no {name} to set"):
-        setattr(wrap(RandomMasking(0.5, SIDE)), name, 0.5)
+        setattr(wrap(RandomMasking(patch_size=SIDE)), name, 0.5)
 
 
 def test_settings_that_exclude_each_other_are_refused_when_set_later_too():

@@ -56,6 +56,8 @@ class Checkerboard(MaskingStrategy):
 class FirstFew(MaskingStrategy):
     """Follows ``mask_ratio``, without any machinery of ours."""
 
+    takes_ratio = True
+
     def forward(self, images, generator=None):
         length = len(brightness(images)[0])
         mask = (torch.arange(length) < round(self.mask_ratio * length)).expand(len(images), -1)
@@ -213,7 +215,7 @@ def test_a_random_ratio_reaches_a_strategy_of_one_s_own():
 
 
 def test_wrappers_of_wrappers():
-    inner = AdversarialMasking(0.5, SIDE, gate=True, strength=dict(start=-1.0, end=1.0))
+    inner = AdversarialMasking(patch_size=SIDE, gate=True, strength=dict(start=-1.0, end=1.0))
     strategy = RandomRatioMasking(ShuffledMasking(inner), (0.25, 0.5))
     strategy.set_progress(1.0)
     assert inner.strength == strategy.strength == 1
@@ -224,7 +226,7 @@ def test_wrappers_of_wrappers():
 
 @pytest.mark.parametrize("make", [RandomRatioMasking, ShuffledMasking])
 def test_a_wrapper_forwards_what_it_does_not_change(make):
-    inner = AdversarialMasking(0.5, SIDE, gate=True, loss=dict(lambda_adv=0.3))
+    inner = AdversarialMasking(patch_size=SIDE, gate=True, loss=dict(lambda_adv=0.3))
     wrapper = make(inner)
     assert wrapper.loss is inner.loss
     assert wrapper.own_loss

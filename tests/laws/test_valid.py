@@ -34,7 +34,7 @@ STRATEGIES = {
     "attention": lambda: AttentionMasking(0.5, SIDE, 0.3, brightness),
     "oracle": lambda: OracleMasking(0.5, SIDE, brightness),
     "hard patches": lambda: HardPatchMasking(0.5, SIDE),
-    "random ratio": lambda: RandomRatioMasking(RandomMasking(0.5, SIDE), (0.5, 0.5)),
+    "random ratio": lambda: RandomRatioMasking(RandomMasking(patch_size=SIDE), (0.5, 0.5)),
     **{
         estimator: lambda estimator=estimator: AdversarialMasking(
             0.5, SIDE, estimator=dict(type=estimator), random_share=0.25

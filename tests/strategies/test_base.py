@@ -124,16 +124,16 @@ def test_no_row_or_column_is_masked_in_any_other_way_than_its_mirror_image(kind)
         ),
         (
             # At the first batch, though 0.95 itself is next to never drawn.
-            lambda: RandomRatioMasking(RandomMasking(0.5, SIDE), (0.1, 0.95))(
+            lambda: RandomRatioMasking(RandomMasking(patch_size=SIDE), (0.1, 0.95))(
                 images_of((4, 4), 2), generator(0)
             ),
             ValueError,
             "mask_ratio=0.95 of 16 patches leaves none visible",
         ),
         (
-            lambda: RandomRatioMasking(MaskingStrategy(SIDE, None)),
+            lambda: RandomRatioMasking(MaskingStrategy(SIDE)),
             ValueError,
-            "that of MaskingStrategy is None",
+            r"MaskingStrategy takes no mask_ratio.*say takes_ratio = True",
         ),
         (lambda: RandomRatioMasking(RandomMasking(), 0.5), ValueError, "expected two numbers"),
         (

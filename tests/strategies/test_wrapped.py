@@ -23,7 +23,7 @@ from tests.helpers.pictures import SIDE, brightness, images_of
 
 @given(seed=draws.seeds, low=st.floats(0.2, 0.8), width=st.floats(0.0, 0.15))
 def test_the_drawn_ratio_lies_in_its_range(seed, low, width):
-    inner = RandomMasking(0.5, SIDE)
+    inner = RandomMasking(patch_size=SIDE)
     strategy = RandomRatioMasking(inner, (low, low + width))
     patch_mask = strategy(images_of((10, 10), 2), generator(seed))
     least, most = (draws.visible_reference(100, ratio) for ratio in (low + width, low))
@@ -35,7 +35,7 @@ def test_the_drawn_ratio_lies_in_its_range(seed, low, width):
 
 def test_the_drawn_ratios_are_uniform():
     strategy, images = (
-        RandomRatioMasking(BlockMasking(0.5, SIDE), (0.3, 0.7)),
+        RandomRatioMasking(BlockMasking(patch_size=SIDE), (0.3, 0.7)),
         images_of((20, 20), 1),
     )
     ratios = torch.tensor([strategy(images).mask.mean().item() for _ in range(1500)])
@@ -45,7 +45,7 @@ def test_the_drawn_ratios_are_uniform():
 
 
 def test_a_learned_mask_takes_the_drawn_ratio():
-    strategy = RandomRatioMasking(AdversarialMasking(0.75, SIDE), (0.2, 0.9))
+    strategy = RandomRatioMasking(AdversarialMasking(patch_size=SIDE), (0.2, 0.9))
     images = images_of((8, 8), 3)
     counts = {strategy(images).num_visible for _ in range(20)}
     assert len(counts) > 5
@@ -120,7 +120,7 @@ def test_the_gradient_of_a_shuffled_mask_reaches_the_scores_of_its_source():
 
 
 def test_schedules_reach_the_strategy_within():
-    inner = AdversarialMasking(0.5, SIDE, strength=dict(start=-1.0, end=1.0))
+    inner = AdversarialMasking(patch_size=SIDE, strength=dict(start=-1.0, end=1.0))
     RandomRatioMasking(inner).set_progress(0.75)
     assert inner.strength == 0.5
 
