@@ -32,7 +32,7 @@ from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
 
 NOT_FINITE = (
     "the masking network's scores are not finite: the images or its weights hold NaN or infinity. "
-    "Where NaN means no data: masking(images, valid=...), in mmpretrain the samples' field 'valid'. "
+    "Where NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'. "
     "Else lower the learning rate of 'masking' or clip gradients"
 )
 

@@ -82,7 +82,7 @@ class RankedMasking(MaskingStrategy):
         check_finite(
             priorities,
             f"{type(self).__name__:.60} expected finite priorities, got NaN or infinity; where "
-            "NaN means no data: masking(images, valid=...), in mmpretrain the samples' field 'valid'",
+            "NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'",
         )
         candidates = Candidates(
             priorities, grid, valid=valid, deterministic=not self.training, generator=generator
