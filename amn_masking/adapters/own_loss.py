@@ -32,7 +32,7 @@ def check_followed(
     """
     if loss is None:
         return
-    said = {}
+    said: dict[str, object] = {}
     if criterion is not None and loss.criterion != criterion:
         said["criterion"] = loss.criterion
     if not reconstruct and loss.reconstruct != "masked":
