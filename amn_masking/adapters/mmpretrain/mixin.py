@@ -54,7 +54,6 @@ class MaskedMethod(MaskableMethod):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.masking: Any = None  # or a MaskingStrategy
-        self.followers: list[MaskingStrategy] = []  # which have the method's mask ratio
         self.proved = False  # whether the encoder was seen to use the mask that it was given
         if masking is not None:
             self.masking = self.build_masking(masking)
@@ -62,7 +61,9 @@ class MaskedMethod(MaskableMethod):
             type(self).prepare_process()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
-        """The strategy, with the method's own patch size, channels and mask ratio as defaults."""
+        """The strategy, with the method's own mask ratio and loss as defaults; from a config also
+        with its patch size and channels.
+        """
         self.check_method()
         if isinstance(masking, Mapping):
             masking = self.from_config(dict(masking))
@@ -73,6 +74,7 @@ class MaskedMethod(MaskableMethod):
                 f"None, {EXPECTED} or a MaskingStrategy of your own (where a class of yours has "
                 "the name of one of amn_masking's, write type='amn_masking.' before it)"
             )
+        self.give_defaults(masking)
         self.check_strategy(masking)
         bind(masking, self)
         return masking
@@ -97,12 +99,19 @@ class MaskedMethod(MaskableMethod):
                     config[key] = value
                 elif isinstance(value, Mapping) and isinstance(given, Mapping):
                     config[key] = {**value, **given}
-        follows = "mask_ratio" in parameters and config.get("mask_ratio") is None
-        masking = MMPRETRAIN_MODELS.build(config)
-        if follows and isinstance(masking, MaskingStrategy) and masking.mask_ratio is not None:
+        return MMPRETRAIN_MODELS.build(config)
+
+    def give_defaults(self, masking: MaskingStrategy) -> None:
+        """Give a strategy that was given no ratio, or no loss, the method's own."""
+        if masking.takes_ratio and not masking.own_ratio:
             masking.default_ratio = self.own_mask_ratio()
-            self.followers.append(masking)
-        return masking
+        if "loss" not in (defaults := self.masking_defaults()):
+            return
+        loss = CombinedAdversarialLoss(**defaults["loss"])
+        for strategy in masking.modules():  # a wrapper has the loss of the strategy in it
+            learns = isinstance(strategy, MaskingStrategy) and strategy.loss is not None
+            if learns and not strategy.own_loss:
+                strategy.loss = loss
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -119,15 +128,14 @@ class MaskedMethod(MaskableMethod):
         if ratio == self.built_ratio:
             return
         self.masking.check_takes_ratio()  # a wrapper may draw what a strategy in it would follow
-        if not self.followers:
+        if self.masking.own_ratio:
             raise ValueError(
                 f"the method's own mask_ratio was set from {self.built_ratio:g} to {ratio:g}, but "
                 f"{type(self.masking).__name__} has its own, which counts; set "
                 "model.masking.mask_ratio, or leave mask_ratio out of masking="
             )
         self.built_ratio = ratio
-        for strategy in self.followers:
-            strategy.default_ratio = ratio
+        self.masking.default_ratio = ratio
 
     def make_mask(self, images: Tensor, data_samples: Sequence[DataSample] = ()) -> PatchMask:
         """The strategy's mask of ``(B, C, H, W)`` images.

@@ -62,7 +62,7 @@ class OneForAll(MaskingStrategy):
     ("kind", "got"), [(Transposed, r"got \(3, 2, 8\)"), (OneForAll, r"got \(1, 4, 4\)")]
 )
 def test_a_mask_that_is_not_of_these_images_is_refused(kind, got):
-    model = never_called(small_mae.build(masking=kind(8, 0.5)))
+    model = never_called(small_mae.build(masking=kind(8)))
     with pytest.raises(
         ValueError, match=r"MAE's MAEViT expected a mask of .* = \(3, 4, 4\).*" + got
     ):

@@ -16,8 +16,12 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
 import amn_masking
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
+from amn_masking.strategies import ShuffledMasking
 from tests.helpers import draws
 from tests.helpers.small_mae import build, config, step
+from tests.methods.matrix import build as small
+from tests.methods.matrix import step as small_step
+from tests.methods.small_methods import SMALL
 
 AMN_MAE = MODELS.get("amn_masking.MAE")
 
@@ -193,6 +197,51 @@ def test_the_method_s_own_settings_are_the_defaults():
 def test_a_strategy_object_works_too():
     masking = AdversarialMasking(mask_ratio=0.5, patch_size=8)
     assert build(masking=masking).masking is masking
+
+
+def as_object(model, **given):
+    """A strategy of the same weights as that of a model, which was made from a config."""
+    strategy = AdversarialMasking(patch_size=model.masking.patch_size, **given)
+    strategy.load_state_dict(model.masking.state_dict())
+    return strategy
+
+
+@pytest.mark.parametrize("label", SMALL)
+@pytest.mark.parametrize("wrap", [None, ShuffledMasking])
+def test_an_object_takes_the_method_s_ratio_and_loss_as_a_config_does(label, wrap, photos):
+    config = dict(type="AdversarialMasking")
+    if wrap is not None:
+        config = dict(type=wrap.__name__, masking=config)
+    model, inputs, samples = small(label, photos, masking=config)
+    expected = small_step(model, inputs, samples)
+    inner = model if wrap is None else model.masking
+    strategy = as_object(inner) if wrap is None else wrap(as_object(inner))
+    model, inputs, samples = small(label, photos, masking=strategy)
+    found = small_step(model, inputs, samples)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_an_object_follows_the_method_s_ratio_unless_it_was_given_one():
+    backbone = config()["backbone"] | dict(mask_ratio=0.4)
+    for wrap in (lambda masking: masking, ShuffledMasking):
+        model = build(masking=wrap(AdversarialMasking(patch_size=8)), backbone=backbone)
+        assert step(model)[0]["mask_ratio"] == 0.4375
+        model.backbone.mask_ratio = 0.75
+        assert step(model)[0]["mask_ratio"] == 0.75
+        model = build(masking=wrap(AdversarialMasking(0.5, 8)), backbone=backbone)
+        assert step(model)[0]["mask_ratio"] == 0.5
+        model.backbone.mask_ratio = 0.75
+        with pytest.raises(ValueError, match="has its own, which counts"):
+            step(model)
+
+
+def test_a_loss_that_was_given_to_an_object_stays():
+    head = config()["head"] | dict(loss=dict(type="PixelReconstructionLoss", criterion="L1"))
+    for loss, criterion in ((None, "L1"), (dict(lambda_adv=0.5), "L2")):
+        masking = AdversarialMasking(patch_size=8, loss=loss)
+        assert build(masking=masking, head=head).masking.loss.criterion == criterion
 
 
 def test_features_do_not_depend_on_the_strategy():

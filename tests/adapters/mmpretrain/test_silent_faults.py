@@ -117,8 +117,10 @@ def test_a_threshold_without_a_ratio_leaves_the_method_s_alone():
     masking = dict(type="AdversarialMasking", threshold=dict(type="mean"), standardise=False)
     model = build(masking=masking)
     assert model.masking.mask_ratio is None
-    assert model.followers == []
     step(model)
+    model.backbone.mask_ratio = 0.5
+    with pytest.raises(ValueError, match="Mean chooses the number of masked patches by itself"):
+        step(model)
 
 
 class HalfOfThem(Threshold):

@@ -80,6 +80,8 @@ def test_a_method_whose_loss_is_over_all_patches_refuses(label, photos):
 class OwnValid(MaskingStrategy):
     """Says itself where there is no data."""
 
+    takes_ratio = True
+
     def forward(self, images, generator=None):
         made = RandomMasking(self.mask_ratio, self.patch_size)(images)
         valid = torch.ones_like(made.mask, dtype=torch.bool)
