@@ -124,7 +124,7 @@ class TrainingWatch:
                 "wrong: it rests)",
                 stacklevel=2,
             )
-        elif self.steps == STEPS_TO_MOVE and self.start is not None and self.rests(weight):
+        elif self.steps == STEPS_TO_MOVE and self.start and self.rests(weight, *self.start):
             warnings.warn(
                 f"the masking network's weights have not moved in {STEPS_TO_MOVE} training masks, "
                 "so the masks learn nothing. Give its parameters to the optimizer: make the "
@@ -133,9 +133,9 @@ class TrainingWatch:
                 stacklevel=2,
             )
 
-    def rests(self, weight: Tensor) -> bool:
-        """Whether the weight is what it was at the first mask."""
-        version, before = self.start or (-1, weight)
+    @staticmethod
+    def rests(weight: Tensor, version: int, before: Tensor) -> bool:
+        """Whether the weight is what it was before."""
         return weight._version == version and torch.equal(weight.detach(), before.to(weight))
 
     def felt(self, gradient: Tensor) -> None:

@@ -54,10 +54,10 @@ def train(steps=1000, seed=0, batch=32, **options):
     return sum(ratios[-50:]) / 50, clamped, gain
 
 
-# Share of the scores that may lie within 2e-6 of 0 or 1, where they have next to no gradient, by the
-# sign of the strength. Easy patches are masked for certain in the end, by the unbiased estimator
-# too; of the adversaries those that follow the exact gradient most closely go furthest. Measured for
-# straight_through: up to 0.35 of them at -1 in three seeds, and 0.53 of what collapses there.
+# Share of the scores that may lie within 2e-6 of 0 or 1, where they have next to no gradient, by
+# the sign of the strength. Easy patches are masked for certain in the end, by the unbiased
+# estimator too; of the adversaries those that follow the exact gradient most closely go furthest.
+# Measured at -1: straight_through up to 0.35 in three seeds, what collapses 0.53.
 CLAMPED = {
     1.0: dict(straight_through=0.1, score_function=0.1, ranking=0.1, gumbel=0.3, inclusion=0.6),
     -1.0: dict(straight_through=0.45, score_function=0.7, ranking=0.2, gumbel=0.7, inclusion=0.7),
