@@ -6,6 +6,10 @@
     error = patch_error(x_pred, target, idx_mask, patch_mask, self.backbone)
     loss = self.masking.total_loss(self.criterion(x_pred, target), error, patch_mask)
 
+The reconstruction term and the errors are the training step's own. Of the strategy's
+``loss=dict(...)`` they take ``lambda_adv`` and ``score_weighted``; ``criterion`` is an argument of
+:func:`patch_error`, ``reconstruct`` and ``channel`` are up to ``self.criterion``.
+
 For the TIMM and the Torchvision variant. Nothing of lightly is imported here.
 """
 

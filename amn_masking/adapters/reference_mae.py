@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amn_masking.adapters.own_loss import check_followed
 from amn_masking.adapters.padding import hidden_padding
 from amn_masking.mask import PatchMask
 from amn_masking.patches import masked_mean, normalise_patches
@@ -64,8 +65,9 @@ class MaskedAutoencoderMixin(nn.Module):
 
         Raises:
             ValueError: the strategy's patches are not the model's, the images or a given mask do
-                not have its grid, the counts differ and the encoder cannot hide padding, or the
-                model's loss is not what :meth:`patch_error` measures.
+                not have its grid, the counts differ and the encoder cannot hide padding, the
+                strategy's loss says what the model's would not follow, or the model's loss is not
+                what :meth:`patch_error` measures.
             TypeError: ``masking`` is not a strategy, or the model has another interface.
         """
         stock: Any = super().forward
@@ -113,7 +115,15 @@ class MaskedAutoencoderMixin(nn.Module):
             self.mask_patch_size(),
             normalised_targets=bool(getattr(self, "norm_pix_loss", False)),
         )
+        check_followed(
+            self.masking.loss, type(self).__name__, criterion="L2" if self.squares_errors else None
+        )
         return self.masking(imgs)
+
+    @property
+    def squares_errors(self) -> bool:
+        """Whether the errors are this class's: a model may override :meth:`patch_error`."""
+        return type(self).patch_error is MaskedAutoencoderMixin.patch_error
 
     def mask_patch_size(self) -> tuple[int, int] | None:
         """(height, width) in pixels of the model's patches; None where it does not say."""
@@ -166,8 +176,7 @@ class MaskedAutoencoderMixin(nn.Module):
         Raises:
             ValueError: their mean over the masked patches is not the model's own loss.
         """
-        known = type(self).patch_error is MaskedAutoencoderMixin.patch_error
-        if self.error_checked or not known or self.masking.loss is None:
+        if self.error_checked or not self.squares_errors or self.masking.loss is None:
             return
         own, ours = float(loss.detach()), float(masked_mean(error.detach(), patch_mask.mask))
         # Half precision stays far below 1 %. NaN is for the training loop to see.

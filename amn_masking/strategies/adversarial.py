@@ -32,8 +32,8 @@ from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
 
 NOT_FINITE = (
     "the masking network's scores are not finite: the images or its weights hold NaN or infinity. "
-    "Check the images (NaN for no data: masking(images, valid=...)), lower the learning rate of "
-    "'masking' (paramwise_cfg), or clip gradients"
+    "Where NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'. "
+    "Else lower the learning rate of 'masking' or clip gradients"
 )
 
 

@@ -81,8 +81,8 @@ class RankedMasking(MaskingStrategy):
         priorities = self.priorities(images, num_masked, generator).float()
         check_finite(
             priorities,
-            f"{type(self).__name__:.60} expected finite priorities, got NaN or infinity; if the "
-            "images hold NaN (nodata), say which patches are valid: masking(images, valid=...)",
+            f"{type(self).__name__:.60} expected finite priorities, got NaN or infinity; where "
+            "NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'",
         )
         candidates = Candidates(
             priorities, grid, valid=valid, deterministic=not self.training, generator=generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Ignored, name) for name in names]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (torch.OutOfMemoryError, OSError):
-        raise
     # A damaged or foreign file fails in the unpickler in as many ways as there are files.
     except Exception as error:
+        if of_the_machine(error):
+            raise
         raise ValueError(
             f"expected a checkpoint that torch.save wrote, but {path} ({path.stat().st_size} "
             f"bytes) cannot be read: it is truncated or of another kind ({reason(error)})"
@@ -55,6 +56,16 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise ValueError(f"expected a dict in {path}, got a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether reading failed by the memory or the disk, and not by what is in the file.
+
+    A file that is cut off may send the reader before its beginning, which is EINVAL.
+    """
+    if isinstance(error, OSError):
+        return error.errno != errno.EINVAL
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ _base_ = [
 # The stock ratio and so the stock price, and of each mask at first all and in the end half drawn at
 # random: of the learned masks the nearest to random ones on photographs, and still 0.004 of linear
 # probe below them at equal FLOPs (CIFAR-10, docs/results/cifar.md). Without the random share it is
-# 0.053. At 0.25, where adversarial masks did best on other images, a step takes 1.9 times the FLOPs.
+# 0.053. At 0.25, where adversarial masks did best on other images, a step has 1.9 times the FLOPs.
 model = dict(
     type="amn_masking.MAE",
     masking=dict(

@@ -188,7 +188,7 @@ BREAKS = (
         "amn_masking/tools/checkpoints.py",
         '        if name.startswith("backbone.") and isinstance(tensor, Tensor)\n',
         "        if isinstance(tensor, Tensor)\n",
-        "tools/test_export.py",
+        "tools/test_checkpoints.py",
     ),
     Break(
         "gain: the random masks hide other counts",

@@ -70,6 +70,14 @@ def build(label: str, photos: Path, **options: Any) -> tuple[Any, Any, list]:
     return model.train(), data["inputs"], data["data_samples"]
 
 
+def step(model: Any, inputs: Any, samples: list) -> dict[str, Tensor]:
+    """The losses of one training step; the gradients stay in the model."""
+    set_random_seed(3)
+    losses = model.loss(inputs, samples)
+    model.parse_losses(losses)[0].backward()
+    return losses
+
+
 class Watched:
     """One call of a model's loss, seen from inside.
 

@@ -190,14 +190,14 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
 
 
 def small_config(
-    label: str, data_root: str | Path, masking: Mapping[str, Any] | None = None, ours: bool = True
+    label: str, data_root: str | Path, masking: Any = None, ours: bool = True
 ) -> Config:
     """The config of a method, ready for a Runner on the CPU.
 
     Args:
         label: one of ``SMALL``.
         data_root: a folder with images in ``train``.
-        masking: the strategy.
+        masking: the strategy or its config.
         ours: whether the method is taken from the ``amn_masking`` scope, or is the stock one.
     """
     register_all_modules()
@@ -206,7 +206,7 @@ def small_config(
     cfg.merge_from_dict(dict(model=fresh(changes)))
     if ours:
         cfg.model.type = f"amn_masking.{cfg.model.type}"
-        cfg.model.masking = None if masking is None else dict(masking)
+        cfg.model.masking = dict(masking) if isinstance(masking, Mapping) else masking
     dataset = cfg.train_dataloader.dataset
     for transform in dataset.pipeline:
         for key, value in TRANSFORMS.get(transform.type, {}).items():

@@ -9,13 +9,9 @@ import torch
 
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
-from mmengine.config import Config
-from mmengine.runner import set_random_seed
 from mmpretrain.models import selfsup
-from mmpretrain.registry import MODELS
 
 from amn_masking.adapters.mmpretrain import METHODS
-from amn_masking.adapters.mmpretrain.methods import sample_masks
 from amn_masking.losses import CombinedAdversarialLoss
 from tests.methods.matrix import (
     CHECKS,
@@ -28,21 +24,15 @@ from tests.methods.matrix import (
     hidden_unseen,
     mask_exact,
     random_identical,
+    step,
     support,
     table,
 )
-from tests.methods.small_methods import SMALL, stock_configs
+from tests.methods.small_methods import SMALL
 
 FREE = dict(type="AdversarialMasking", threshold=dict(type="mean"), standardise=False)
 RANDOM = ("MAE", "MAE (HiViT)", "MFF", "EVA", "iTPN (pixel)", "SparK")
 EQUAL = ("MAE (HiViT)", "MILAN", "CAE", "iTPN (pixel)")
-
-
-def step(model, inputs, samples):
-    set_random_seed(3)
-    losses = model.loss(inputs, samples)
-    model.parse_losses(losses)[0].backward()
-    return losses
 
 
 def test_every_method_has_a_row():
@@ -70,42 +60,6 @@ def test_random_masking_is_the_stock_method_where_that_masks_at_random(label, ph
 def test_no_path_leads_from_a_masked_pixel_to_the_prediction(label, kind, photos):
     masking = dict(type=kind, mask_ratio=0.5)
     assert hidden_unseen(label, photos, masking=masking) == (label != "iTPN (clip)")
-
-
-def test_the_leak_of_itpn_with_clip_s_features_is_stock_s(photos):
-    """The gradient of a masked patch's prediction to its own pixels, without this package."""
-    model, inputs, samples = build("iTPN (clip)", photos, ours=False)
-    inputs[0].requires_grad_()
-    calls = []
-    model.head.loss_module.register_forward_hook(lambda m, args, out: calls.append(args))
-    model.loss(inputs, samples)
-    (gradient,) = torch.autograd.grad(calls[0][0][0].square().sum(), inputs[0])
-    mask = samples[0].mask.float()
-    side = gradient.shape[2] // mask.shape[0]
-    hidden = mask.repeat_interleave(side, 0).repeat_interleave(side, 1).bool()
-    assert gradient[0, :, hidden].square().sum() > 0.5 * gradient[0].square().sum()
-
-
-def test_what_itpn_with_clip_s_features_shows_is_said(photos, monkeypatch):
-    said = []
-    monkeypatch.setattr(sample_masks, "print_log", lambda text, **options: said.append(text))
-    build("iTPN (clip)", photos, masking=LEARNED)
-    build("iTPN (pixel)", photos, masking=LEARNED)
-    assert len(said) == 1
-    assert "lets the masked pixels reach the prediction" in said[0]
-
-
-def test_milan_s_own_recipe_fails_in_stock_and_is_refused_with_the_remedy():
-    cfg = Config.fromfile(stock_configs() / f"{SMALL['MILAN'][0]}.py").model
-    cfg.target_generator = dict(type="TinyCLIP")
-    stock = MODELS.build(cfg)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        stock.loss(torch.randn(1, 3, 224, 224), [])
-    cfg.update(type="amn_masking.MILAN", masking=LEARNED)
-    with pytest.raises(ValueError, match=r"768 features.*set model\.neck\.embed_dim=768"):
-        MODELS.build(cfg)
-    cfg.neck.embed_dim = 768
-    MODELS.build(cfg)
 
 
 @pytest.mark.parametrize("label", [label for label in SMALL if label not in EQUAL])
@@ -172,38 +126,6 @@ def test_a_combined_loss_in_the_head_equals_one_in_the_strategy(label, photos):
     losses = step(model, inputs, samples)
     for key in ("loss", "reconstruction", "adversarial"):
         assert torch.allclose(losses[key], expected[key], rtol=1e-5), key
-
-
-def test_cae_takes_any_ratio(photos):
-    """Its neck counts on 75 masked patches."""
-    for ratio in (0.25, 0.75):
-        masking = dict(type="RandomMasking", mask_ratio=ratio)
-        model, inputs, samples = build("CAE", photos, masking=masking)
-        number = model.neck.mask_token_num
-        assert step(model, inputs, samples)["mask_ratio"] == ratio
-        assert model.neck.mask_token_num == number
-
-
-def test_simmim_takes_patches_of_whole_tokens(photos):
-    masking = LEARNED | dict(patch_size=16)
-    assert mask_exact("SimMIM", photos, masking=masking)
-    assert error_exact("SimMIM", photos, masking=masking)
-    with pytest.raises(ValueError, match="use a multiple of 4"):
-        build("SimMIM", photos, masking=LEARNED | dict(patch_size=6))
-
-
-def test_the_batch_s_own_samples_stay_as_they_came(photos):
-    model, inputs, samples = build("SimMIM", photos, masking=LEARNED)
-    before = [sample.mask.clone() for sample in samples]
-    step(model, inputs, samples)
-    assert all(torch.equal(a, b.mask) for a, b in zip(before, samples, strict=True))
-
-
-def test_a_pipeline_needs_no_mask_generator(photos):
-    model, inputs, samples = build("BEiT v1", photos, masking=LEARNED)
-    for sample in samples:
-        del sample.mask
-    assert torch.isfinite(step(model, inputs, samples)["loss"])
 
 
 @pytest.mark.parametrize("label", ["MixMIM", "EVA"])

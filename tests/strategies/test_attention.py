@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from amn_masking.strategies import (
-    AttentionMasking,
-)
+from amn_masking.strategies import AttentionMasking
 from tests.helpers.draws import generator
 from tests.helpers.pictures import SIDE, brightness, images_of
 
@@ -29,3 +28,11 @@ def test_hints_are_a_random_share_of_those_and_are_refilled_with_the_next():
     assert share[:16].numpy() == pytest.approx(0.5, abs=0.06)
     assert (share[16:24] == 1).all()
     assert (share[24:] == 0).all()
+
+
+def test_it_asks_for_its_function():
+    images = images_of((4, 4), 2)
+    with pytest.raises(ValueError, match="expected attention=, a function from images"):
+        AttentionMasking(0.5, SIDE)(images)
+    with pytest.raises(ValueError, match=r"expected to give \(2, 16\).*got \(2, 17\)"):
+        AttentionMasking(0.5, SIDE, attention=lambda x: torch.zeros(2, 17))(images)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from amn_masking.strategies import (
-    AttentionMasking,
-    OracleMasking,
-)
-from tests.helpers.pictures import SIDE, images_of
+from amn_masking.counts import count_masked
+from amn_masking.patches import pool_to_patches
+from amn_masking.strategies.ranked import RankedMasking
+from tests.helpers.pictures import SIDE, brightness, images_of
 
 
-def test_attention_and_oracle_ask_for_their_function():
-    images = images_of((4, 4), 2)
-    with pytest.raises(ValueError, match="expected attention=, a function from images"):
-        AttentionMasking(0.5, SIDE)(images)
-    with pytest.raises(ValueError, match="expected error=, a function from images"):
-        OracleMasking(0.5, SIDE)(images)
-    with pytest.raises(ValueError, match=r"expected to give \(2, 16\).*got \(2, 17\)"):
-        AttentionMasking(0.5, SIDE, attention=lambda x: torch.zeros(2, 17))(images)
-    with pytest.raises(ValueError, match=r"expected to give \(2, 16\).*got \(2, 15\)"):
-        OracleMasking(0.5, SIDE, error=lambda x: torch.zeros(2, 15))(images)
+class BrightestFirst(RankedMasking):
+    """The example of the docstring."""
+
+    def priorities(self, images, num_masked, generator):
+        return pool_to_patches(images, self.grid(images))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.75])
+def test_the_first_patches_are_masked_and_their_number_is_exact(ratio):
+    images = images_of((7, 5), 6)
+    mask = BrightestFirst(ratio, SIDE)(images).mask.bool()
+    assert (mask.sum(1) == count_masked(35, ratio)).all()
+    for row, masked in zip(brightness(images), mask, strict=True):
+        assert row[masked].min() > row[~masked].max()
+
+
+def test_priorities_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="BrightestFirst expected finite priorities"):
+        BrightestFirst(0.5, SIDE)(images_of((4, 4), 2) * float("nan"))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from amn_masking.adapters.own_loss import check_followed
 from amn_masking.mask import PatchMask
 from amn_masking.patches import normalise_patches, patchify
 from amn_masking.strategies import MaskingStrategy
@@ -54,8 +55,9 @@ def masked_forward(
 
     Raises:
         TypeError: no ``ViTMAEForPreTraining`` in the model, or no strategy.
-        ValueError: the images or the mask do not have the model's grid, or the mask has free
-            counts or a gate, which the model cannot take.
+        ValueError: the images or the mask do not have the model's grid, the mask has free counts
+            or a gate, which the model cannot take, or the strategy's loss says what the model's
+            own loss would not follow.
     """
     if not isinstance(masking, (MaskingStrategy, PatchMask)):
         raise TypeError(
@@ -67,6 +69,7 @@ def masked_forward(
     size = patch_size(config)
     if isinstance(masking, MaskingStrategy):
         masking.require(NAME, size, EQUAL_COUNTS, NO_GATE, config.norm_pix_loss)
+        check_followed(masking.loss, NAME, criterion="L2")
     side = vit_mae.vit.embeddings.patch_embeddings.image_size
     any_size = kwargs.get("interpolate_pos_encoding")
     own_grid = None if any_size else (side[0] // size[0], side[1] // size[1])

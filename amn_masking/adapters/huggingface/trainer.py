@@ -27,6 +27,9 @@ class MaskedTrainerMixin:
     the mask's statistics and the strategy's ``log_values()``; and, for the last batch,
     ``adversarial_gain``, which costs two forward passes per entry.
 
+    The data may hold ``valid`` beside ``pixel_values``, as for :func:`masked_forward`; it is kept
+    also under ``remove_unused_columns``, the Trainer's default.
+
     Raises:
         ValueError: the model has no ``masking``, or one that does not suit it.
     """
@@ -35,6 +38,7 @@ class MaskedTrainerMixin:
     model: Any
     model_wrapped: Any
     state: Any
+    _signature_columns: Any
 
     def compute_loss(
         self,
@@ -67,6 +71,12 @@ class MaskedTrainerMixin:
             self.last_batch = inputs, done.patch_mask.detach()
         loss = done.outputs.loss if model.training else done.reconstruction
         return (loss, done.outputs) if return_outputs else loss
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # The Trainer removes from the data what the model's forward does not name.
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if "valid" not in self._signature_columns:
+            self._signature_columns.append("valid")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log, with the numbers about the masks in the entries of training."""

@@ -3,7 +3,7 @@
 Importing this module registers the methods under the ``amn_masking`` scope (``type=
 'amn_masking.MAE'``), and strategies, loss and hook both there and, unprefixed, in mmpretrain's
 own registry, because dicts that a ``mmpretrain::`` base brings in are looked up there. Nothing
-else of the process is changed until one of the methods is built; see :mod:`.runner`.
+else of the process is changed until a method is built with ``masking=``; see :mod:`.runner`.
 """
 
 from __future__ import annotations

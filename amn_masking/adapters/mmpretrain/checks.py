@@ -7,7 +7,8 @@ from typing import Any
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from amn_masking.adapters.mmpretrain.patch_error import KNOWN_LOSSES
+from amn_masking.adapters.mmpretrain.patch_error import KNOWN_LOSSES, PIXEL_LOSSES
+from amn_masking.adapters.own_loss import check_followed
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.strategies import MaskingStrategy
@@ -24,10 +25,13 @@ class MaskableMethod(BaseSelfSupervisor):
     Attributes:
         backbones: the backbones that the method can be masked with.
         mask_ratio: share of masked patches where neither the strategy nor the backbone says.
+        takes_valid: whether patches may be left out as not valid: its loss is over masked ones.
     """
 
+    masking: Any
     mask_ratio: float = 0.75
     backbones: tuple[type[nn.Module], ...] = (nn.Module,)
+    takes_valid: bool = True
 
     def check_method(self) -> None:
         """Refuse a form of the method that cannot take a strategy."""
@@ -70,12 +74,20 @@ class MaskableMethod(BaseSelfSupervisor):
                 "which the head's would count; leave loss out of masking, or give the head the "
                 "method's own loss"
             )
-        loss = self.adversarial_loss(masking)
-        if loss is not None and loss is not self.loss_module and loss.reconstruct != "masked":
+        if masking.reward == "variance_normalised" and not self.predicts_pixels:
             raise ValueError(
-                f"masking.loss says reconstruct={loss.reconstruct!r}, but the reconstruction term "
-                f"is the head's {type(self.loss_module).__name__}; put it there: head=dict("
-                "loss=dict(type='CombinedAdversarialLoss', reconstruct=...))"
+                f"{name} does not predict pixels, so the variance of a patch's pixels, by which "
+                "reward='variance_normalised' divides, says nothing about its errors; use "
+                "reward='error'"
+            )
+        loss = self.adversarial_loss(masking)
+        if loss is not self.loss_module:
+            check_followed(
+                loss,
+                f"the head's {type(self.loss_module).__name__}",
+                criterion=None if isinstance(self.loss_module, PIXEL_LOSSES) else "L2",
+                instead="leave it out, or, where the method takes one, put it there: head=dict("
+                "loss=dict(type='CombinedAdversarialLoss', ...))",
             )
 
     def check_patch_size(self, patch_size: tuple[int, int]) -> None:
@@ -86,25 +98,26 @@ class MaskableMethod(BaseSelfSupervisor):
                 f"of {self.patch_size} pixels; leave patch_size out to take the method's own"
             )
 
-    def check_grid(self, patch_mask: PatchMask, images: Tensor) -> None:
-        """Refuse images that do not fit the model's size, before the forward pass."""
-        found = patch_mask.num_patches
-        position = getattr(self.backbone, "pos_embed", None)
+    def check_mask(self, patch_mask: PatchMask, images: Tensor) -> None:
+        """Refuse a mask that this method cannot follow, before the forward pass."""
+        name = type(self).__name__
+        host = f"{name}'s {type(self.backbone).__name__}"
+        patch_mask.check_grid(images, self.masking.patch_size, host, self.own_grid)
         neck: Any = getattr(self, "neck", None)
-        parts = {}
-        if isinstance(position, Tensor):
-            prefix = getattr(self.backbone, "num_extra_tokens", 0)
-            parts["backbone.img_size"] = position.shape[1] - prefix
-        if isinstance(getattr(neck, "decoder_pos_embed", None), Tensor):
-            parts["neck.num_patches"] = neck.num_patches
-        for name, expected in parts.items():
-            if expected != found:
-                raise ValueError(
-                    f"images of {images.shape[2]} x {images.shape[3]} pixels have "
-                    f"{patch_mask.grid[0]} x {patch_mask.grid[1]} = {found} patches, but {name} of "
-                    f"{type(self).__name__} is for {expected}; set {name} to the size of the "
-                    "images, or resize them"
-                )
+        positions = getattr(neck, "decoder_pos_embed", None)
+        if isinstance(positions, Tensor) and neck.num_patches != patch_mask.num_patches:
+            raise ValueError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels have "
+                f"{patch_mask.grid[0]} x {patch_mask.grid[1]} = {patch_mask.num_patches} patches, "
+                f"but neck.num_patches of {name} is for {neck.num_patches}; set neck.num_patches "
+                "to the size of the images, or resize them"
+            )
+        if patch_mask.valid is not None and not self.takes_valid:
+            raise ValueError(
+                f"{name} cannot leave patches without data out of its loss, which is over all "
+                "patches or has one mask for all images, but got a mask with valid; leave valid "
+                "out and fill the images, or use a method such as MAE"
+            )
 
     def masking_defaults(self) -> dict[str, Any]:
         """What the method itself says about patch size, channels and criterion."""
@@ -145,6 +158,20 @@ class MaskableMethod(BaseSelfSupervisor):
         embed = self.backbone.patch_embed
         # HiViT embeds parts of a patch and says how large the whole is.
         return embed.patch_size if hasattr(embed, "patch_size") else embed.projection.stride
+
+    @property
+    def own_grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of masked patches that the backbone is built for; None if any."""
+        embed = self.backbone.patch_embed
+        if hasattr(embed, "patches_resolution"):  # HiViT's
+            return tuple(embed.patches_resolution)
+        height, width = (
+            tokens * stride // side
+            for tokens, stride, side in zip(
+                embed.init_out_size, embed.projection.stride, self.masking.patch_size, strict=True
+            )
+        )
+        return height, width
 
     @property
     def loss_module(self) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from amn_masking.adapters.mmpretrain.model_signals import bind
 from amn_masking.adapters.mmpretrain.patch_error import patch_error, seen_by_loss
 from amn_masking.adapters.mmpretrain.proof import check_asked, compared
 from amn_masking.adapters.mmpretrain.ranks import warn_if_ranks_draw_alike
+from amn_masking.adapters.mmpretrain.valid import fill_invalid, valid_of
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics
@@ -45,7 +46,7 @@ class MaskedMethod(MaskableMethod):
         ValueError: an unknown strategy, or one that does not suit this method.
     """
 
-    # Called when a model is built; the adapter puts runner.install here.
+    # Called when a model with masking is built; the adapter puts runner.install here.
     prepare_process: ClassVar[Callable[[], None]] = lambda: None
 
     def __init__(
@@ -53,15 +54,16 @@ class MaskedMethod(MaskableMethod):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.masking: Any = None  # or a MaskingStrategy
-        self.followers: list[MaskingStrategy] = []  # which have the method's mask ratio
         self.proved = False  # whether the encoder was seen to use the mask that it was given
         if masking is not None:
             self.masking = self.build_masking(masking)
             self.built_ratio = self.own_mask_ratio()
-        type(self).prepare_process()
+            type(self).prepare_process()
 
     def build_masking(self, masking: Mapping[str, Any] | MaskingStrategy) -> MaskingStrategy:
-        """The strategy, with the method's own patch size, channels and mask ratio as defaults."""
+        """The strategy, with the method's own mask ratio and loss as defaults; from a config also
+        with its patch size and channels.
+        """
         self.check_method()
         if isinstance(masking, Mapping):
             masking = self.from_config(dict(masking))
@@ -72,6 +74,7 @@ class MaskedMethod(MaskableMethod):
                 f"None, {EXPECTED} or a MaskingStrategy of your own (where a class of yours has "
                 "the name of one of amn_masking's, write type='amn_masking.' before it)"
             )
+        self.give_defaults(masking)
         self.check_strategy(masking)
         bind(masking, self)
         return masking
@@ -96,12 +99,19 @@ class MaskedMethod(MaskableMethod):
                     config[key] = value
                 elif isinstance(value, Mapping) and isinstance(given, Mapping):
                     config[key] = {**value, **given}
-        follows = "mask_ratio" in parameters and config.get("mask_ratio") is None
-        masking = MMPRETRAIN_MODELS.build(config)
-        if follows and isinstance(masking, MaskingStrategy) and masking.mask_ratio is not None:
+        return MMPRETRAIN_MODELS.build(config)
+
+    def give_defaults(self, masking: MaskingStrategy) -> None:
+        """Give a strategy that was given no ratio, or no loss, the method's own."""
+        if masking.takes_ratio and not masking.own_ratio:
             masking.default_ratio = self.own_mask_ratio()
-            self.followers.append(masking)
-        return masking
+        if "loss" not in (defaults := self.masking_defaults()):
+            return
+        loss = CombinedAdversarialLoss(**defaults["loss"])
+        for strategy in masking.modules():  # a wrapper has the loss of the strategy in it
+            learns = isinstance(strategy, MaskingStrategy) and strategy.loss is not None
+            if learns and not strategy.own_loss:
+                strategy.loss = loss
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -117,21 +127,24 @@ class MaskedMethod(MaskableMethod):
         ratio = self.own_mask_ratio()
         if ratio == self.built_ratio:
             return
-        if not self.followers:
+        self.masking.check_takes_ratio()  # a wrapper may draw what a strategy in it would follow
+        if self.masking.own_ratio:
             raise ValueError(
                 f"the method's own mask_ratio was set from {self.built_ratio:g} to {ratio:g}, but "
                 f"{type(self.masking).__name__} has its own, which counts; set "
                 "model.masking.mask_ratio, or leave mask_ratio out of masking="
             )
         self.built_ratio = ratio
-        for strategy in self.followers:
-            strategy.default_ratio = ratio
+        self.masking.default_ratio = ratio
 
-    def make_mask(self, images: Tensor) -> PatchMask:
-        """The strategy's mask of ``(B, C, H, W)`` images."""
-        patch_mask = self.masking(images)
-        self.check_grid(patch_mask, images)
-        return patch_mask
+    def make_mask(self, images: Tensor, data_samples: Sequence[DataSample] = ()) -> PatchMask:
+        """The strategy's mask of ``(B, C, H, W)`` images.
+
+        The data samples may say by their field ``valid`` where there is no data, see
+        :func:`~amn_masking.adapters.mmpretrain.valid.valid_of`.
+        """
+        valid = valid_of(data_samples, images)
+        return self.masking(images) if valid is None else self.masking(images, valid=valid)
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         """Context in which the method uses ``patch_mask`` in place of a mask that it makes."""
@@ -157,6 +170,9 @@ class MaskedMethod(MaskableMethod):
     ) -> dict[str, Tensor]:
         """The method's loss under the strategy's mask, with the adversarial terms.
 
+        Patches that are not valid, by the data samples' field ``valid`` or the strategy, are shown
+        to the method as 0, never masked and never in the loss.
+
         Besides the losses the dict holds numbers for the log, without gradient:
         ``reconstruction``, ``adversarial``, the mask's statistics and the adversary's
         ``strength``.
@@ -165,7 +181,7 @@ class MaskedMethod(MaskableMethod):
             return super().loss(inputs, data_samples, **kwargs)
         images = images_of(inputs)
         self.follow_ratio()
-        patch_mask = self.make_mask(images)
+        patch_mask = self.make_mask(images, data_samples)
         losses, calls = self.masked_loss(patch_mask, inputs, data_samples, **kwargs)
         self.add_adversarial_terms(losses, patch_mask, calls)
         losses.update(mask_statistics(patch_mask))
@@ -181,6 +197,8 @@ class MaskedMethod(MaskableMethod):
         **kwargs: Any,
     ) -> tuple[dict[str, Tensor], list[tuple]]:
         """The method's own loss under a given mask, and what its loss module was called with."""
+        self.check_mask(patch_mask, images_of(inputs))
+        inputs = fill_invalid(inputs, patch_mask)
         samples = self.with_mask(data_samples, patch_mask)
         with (
             nullcontext()
@@ -240,11 +258,14 @@ class MaskedMethod(MaskableMethod):
             losses["adversarial"] = adversarial.detach()
 
     @torch.no_grad()
-    def reconstruct(self, inputs: Tensor | list[Tensor]) -> tuple[PatchMask, Tensor | None]:
+    def reconstruct(
+        self, inputs: Tensor | list[Tensor], data_samples: list[DataSample] | None = None
+    ) -> tuple[PatchMask, Tensor | None]:
         """Masks and predicted images, for pictures.
 
         Args:
             inputs: ``(B, C, H, W)``, preprocessed; of a list the first.
+            data_samples: of these images, for their field ``valid``; None if they have none.
 
         Returns:
             The mask, and ``(B, C, H, W)`` predictions on the scale of the inputs, or None where
@@ -257,15 +278,17 @@ class MaskedMethod(MaskableMethod):
         if self.masking is None:
             raise ValueError("reconstruct expected a model with masking=dict(type=...), got None")
         images = images_of(inputs)
-        patch_mask = self.make_mask(images)
+        samples = data_samples or [DataSample() for _ in images]
+        patch_mask = self.make_mask(images, samples)
         if not self.predicts_pixels:
             return patch_mask, None
-        _, calls = self.masked_loss(patch_mask, inputs, [DataSample() for _ in images])
+        _, calls = self.masked_loss(patch_mask, inputs, samples)
         pred = calls[0][0]
         if pred.dim() == 4:
             return patch_mask, pred
         if getattr(self.head, "norm_pix", False):
-            mean, deviation = patch_statistics(patchify(images, self.patch_size))
+            shown = patch_mask.fill_invalid(images)
+            mean, deviation = patch_statistics(patchify(shown, self.patch_size))
             pred = pred * deviation + mean
         return patch_mask, unpatchify(pred, self.patch_size, patch_mask.grid)
 

@@ -55,7 +55,8 @@ def error_at_random(method: Any, oracle: OracleMasking, images: Tensor) -> Tenso
     """``(B, L)``: error of each patch, mean over the random masks that hide it.
 
     The patches, in random order, are hidden one part after the other, so that there is none that
-    no mask hides; at least ``oracle.draws`` masks, whole rounds of them.
+    no mask hides; at least ``oracle.draws`` masks, whole rounds of them. In ``eval()`` the orders
+    are the same in every call and for every image.
     """
     grid = oracle.grid(images)
     length = grid[0] * grid[1]
@@ -63,8 +64,13 @@ def error_at_random(method: Any, oracle: OracleMasking, images: Tensor) -> Tenso
     masks = math.ceil(length / (length - num_visible))
     total = count = torch.zeros(())
     samples = [DataSample() for _ in images]
+    fixed = None if oracle.training else torch.Generator().manual_seed(0)
     for _ in range(math.ceil(oracle.draws / masks)):
-        order = uniform((len(images), length), images.device).argsort(1)
+        if fixed is None:
+            noise = uniform((len(images), length), images.device)
+        else:
+            noise = uniform((1, length), fixed.device, fixed).to(images.device)
+        order = noise.argsort(1).expand(len(images), -1)
         for place in range(1, masks + 1):
             # The last are masked. Where the parts do not come out even, the last takes some of
             # the first again.

@@ -12,6 +12,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from amn_masking.adapters.own_loss import check_followed
 from amn_masking.adapters.timm.encoders import EQUAL_COUNTS, NO_GATE, masked, patch_size
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
@@ -66,8 +67,8 @@ class MaskedAutoencoder(nn.Module):
 
     Raises:
         TypeError: not such an encoder, or not a strategy.
-        ValueError: another patch size, a width that does not divide, or Hiera with free counts or a
-            gate.
+        ValueError: another patch size, a width that does not divide, a loss with ``channel``, or
+            Hiera with free counts or a gate.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class MaskedAutoencoder(nn.Module):
             no_gate=NO_GATE if units else "",
             normalised_targets=norm_pix,
         )
+        check_followed(masking.loss, type(self).__name__, criterion=None, reconstruct=True)
         if decoder_dim % 4 or decoder_dim % decoder_heads:
             raise ValueError(
                 f"decoder_dim expected a multiple of 4 and of decoder_heads={decoder_heads}, got "
@@ -137,7 +139,7 @@ class MaskedAutoencoder(nn.Module):
             valid: as for :class:`MaskingStrategy`; patches that are not valid are shown to the
                 encoder as 0, never masked and never in the loss.
         """
-        patch_mask = self.masking(images) if valid is None else self.masking(images, valid=valid)
+        patch_mask = self.make_mask(images, valid)
         images = patch_mask.fill_invalid(images)
         pred = self.predict(images, patch_mask)
         error = self.criterion.error(pred, self.target(images))
@@ -147,6 +149,10 @@ class MaskedAutoencoder(nn.Module):
         reconstruction = masked_mean(error, counted)
         loss = self.masking.total_loss(reconstruction, error, patch_mask)
         return Output(loss, reconstruction, pred, error, patch_mask)
+
+    def make_mask(self, images: Tensor, valid: Tensor | None) -> PatchMask:
+        """The strategy's mask; one that does not know ``valid`` is not given it in vain."""
+        return self.masking(images) if valid is None else self.masking(images, valid=valid)
 
     def predict(self, images: Tensor, patch_mask: PatchMask) -> Tensor:
         """``(B, L, p_h * p_w * C)`` patches, on the target's scale.
@@ -182,17 +188,19 @@ class MaskedAutoencoder(nn.Module):
         return self.criterion.error(self.predict(images, patch_mask), self.target(images))
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> tuple[PatchMask, Tensor]:
+    def reconstruct(self, images: Tensor, valid: Tensor | None = None) -> tuple[PatchMask, Tensor]:
         """Masks and predicted images, for :func:`amn_masking.visualize.draw_masks`.
 
         Args:
             images: ``(B, C, H, W)``, as for training.
+            valid: as for training.
 
         Returns:
             The strategy's mask, and ``(B, C, H, W)`` predictions on the scale of the images. With
             ``norm_pix`` each patch is given the mean and the deviation of the input's.
         """
-        patch_mask = self.masking(images)
+        patch_mask = self.make_mask(images, valid)
+        images = patch_mask.fill_invalid(images)
         pred = self.predict(images, patch_mask)
         if self.norm_pix:
             mean, deviation = patch_statistics(patchify(images, self.patch_size))

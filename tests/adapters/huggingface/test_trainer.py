@@ -96,6 +96,29 @@ def test_random_masking_is_the_stock_trainer(tmp_path):
     assert_equal(weights(stock), weights(masked))
 
 
+@pytest.mark.parametrize("of_pixels", [False, True])
+def test_patches_without_data_reach_the_strategy_by_the_default_arguments(tmp_path, of_pixels):
+    """What stands in them, NaN included, changes no weight and no evaluation."""
+    valid = torch.rand(8, 16).argsort(1) >= 3
+    pixels = valid.reshape(8, 4, 1, 4, 1).expand(-1, -1, 8, -1, 8).reshape(8, 32, 32)
+    trained, found = [], []
+    for fill in (0.0, float("nan")):
+        model = build(adversarial())
+        masks = []
+        model.masking.register_forward_hook(lambda m, args, out, kept=masks: kept.append(out))
+        data = [
+            {"pixel_values": image.where(shown, fill), "valid": shown if of_pixels else patches}
+            for image, shown, patches in zip(pictures(), pixels, valid, strict=True)
+        ]
+        trainer = train(tmp_path, model, data=data, label_names=["pixel_values"])
+        assert trainer.args.remove_unused_columns
+        trained.append(weights(model))
+        found.append(trainer.evaluate()["eval_loss"])
+        assert not any(made.mask[~made.valid].any() for made in masks)
+    assert_equal(*trained)
+    assert found[0] == found[1] > 0
+
+
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     """Over an epoch's end and in the middle of one, the schedule included."""
     options = dict(max_steps=7, save_strategy="steps", save_steps=3)

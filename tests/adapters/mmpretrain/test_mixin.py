@@ -16,8 +16,12 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
 import amn_masking
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
+from amn_masking.strategies import ShuffledMasking
 from tests.helpers import draws
 from tests.helpers.small_mae import build, config, step
+from tests.methods.matrix import build as small
+from tests.methods.matrix import step as small_step
+from tests.methods.small_methods import SMALL
 
 AMN_MAE = MODELS.get("amn_masking.MAE")
 
@@ -195,6 +199,51 @@ def test_a_strategy_object_works_too():
     assert build(masking=masking).masking is masking
 
 
+def as_object(model, **given):
+    """A strategy of the same weights as that of a model, which was made from a config."""
+    strategy = AdversarialMasking(patch_size=model.masking.patch_size, **given)
+    strategy.load_state_dict(model.masking.state_dict())
+    return strategy
+
+
+@pytest.mark.parametrize("label", SMALL)
+@pytest.mark.parametrize("wrap", [None, ShuffledMasking])
+def test_an_object_takes_the_method_s_ratio_and_loss_as_a_config_does(label, wrap, photos):
+    config = dict(type="AdversarialMasking")
+    if wrap is not None:
+        config = dict(type=wrap.__name__, masking=config)
+    model, inputs, samples = small(label, photos, masking=config)
+    expected = small_step(model, inputs, samples)
+    inner = model if wrap is None else model.masking
+    strategy = as_object(inner) if wrap is None else wrap(as_object(inner))
+    model, inputs, samples = small(label, photos, masking=strategy)
+    found = small_step(model, inputs, samples)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_an_object_follows_the_method_s_ratio_unless_it_was_given_one():
+    backbone = config()["backbone"] | dict(mask_ratio=0.4)
+    for wrap in (lambda masking: masking, ShuffledMasking):
+        model = build(masking=wrap(AdversarialMasking(patch_size=8)), backbone=backbone)
+        assert step(model)[0]["mask_ratio"] == 0.4375
+        model.backbone.mask_ratio = 0.75
+        assert step(model)[0]["mask_ratio"] == 0.75
+        model = build(masking=wrap(AdversarialMasking(0.5, 8)), backbone=backbone)
+        assert step(model)[0]["mask_ratio"] == 0.5
+        model.backbone.mask_ratio = 0.75
+        with pytest.raises(ValueError, match="has its own, which counts"):
+            step(model)
+
+
+def test_a_loss_that_was_given_to_an_object_stays():
+    head = config()["head"] | dict(loss=dict(type="PixelReconstructionLoss", criterion="L1"))
+    for loss, criterion in ((None, "L1"), (dict(lambda_adv=0.5), "L2")):
+        masking = AdversarialMasking(patch_size=8, loss=loss)
+        assert build(masking=masking, head=head).masking.loss.criterion == criterion
+
+
 def test_features_do_not_depend_on_the_strategy():
     images = torch.randn(2, 3, 32, 32)
     plain, ours = build().eval(), build(masking=dict(type="AdversarialMasking")).eval()
@@ -227,75 +276,6 @@ def test_features_do_not_depend_on_the_strategy():
 def test_what_cannot_work_is_refused(changes, error, message):
     with pytest.raises(error, match=message):
         step(build(**changes))
-
-
-HIVIT = dict(
-    backbone=dict(type="MAEHiViT", arch="tiny", img_size=64, patch_size=16),
-    neck=dict(
-        type="MAEPretrainDecoder",
-        num_patches=16,
-        embed_dim=384,
-        decoder_embed_dim=16,
-        decoder_depth=1,
-        decoder_num_heads=2,
-    ),
-    head=dict(
-        type="MAEPretrainHead",
-        norm_pix=True,
-        loss=dict(type="PixelReconstructionLoss", criterion="L2"),
-    ),
-)
-
-
-def test_hivit_sees_exactly_the_strategy_s_visible_patches():
-    model = build(masking=dict(type="AdversarialMasking"), **HIVIT)
-    images, seen = torch.randn(2, 3, 64, 64), {}
-    made = model.masking.forward
-
-    def keep(pictures, *more):
-        seen["mask"] = made(pictures, *more)
-        return seen["mask"]
-
-    model.masking.forward = keep
-    model.backbone.patch_embed.register_forward_hook(lambda m, a, out: seen.update(tokens=out))
-    model.backbone.blocks[0].register_forward_pre_hook(lambda m, a: seen.update(entered=a[0]))
-    losses = model.loss(images, [])
-    losses["loss"].backward()
-    mask = seen["mask"].mask
-    assert seen["entered"].shape[1] == 4
-    for row in range(2):
-        ids = seen["mask"].ids_keep[row]
-        assert not mask[row][ids].any()
-        assert torch.equal(seen["entered"][row], seen["tokens"][row][ids])
-    assert model.masking.network.convolutions[0].weight.grad.abs().max() > 0
-    assert "masking_id" not in vars(model.backbone)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            dict(backbone=dict(type="VisionTransformer"), masking=dict(type="RandomMasking")),
-            "expected a MAEViT or MAEHiViT backbone, got VisionTransformer",
-        ),
-        (
-            HIVIT | dict(masking=dict(type="AdversarialMasking", threshold=dict(type="mean"))),
-            r"MAE with MAEHiViT needs the same number.*use threshold=dict\(type='quantile'\)",
-        ),
-        (HIVIT | dict(masking=dict(type="AdversarialMasking", gate=True)), "leave out gate=True"),
-    ],
-)
-def test_a_strategy_that_the_backbone_cannot_take_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        build(**changes)
-
-
-def test_a_mask_over_another_grid_is_refused_by_hivit():
-    model = build(masking=dict(type="RandomMasking"), **HIVIT)
-    with pytest.raises(
-        ValueError, match=r"images of 32 x 32 pixels have 2 x 2 = 4 patches, but .* is for 16; set"
-    ):
-        model.loss(torch.randn(1, 3, 32, 32), [])
 
 
 @given(draws.masks(), st.sampled_from(["L1", "L2"]), st.sampled_from([None, 1, 3]), st.booleans())

@@ -134,6 +134,27 @@ def test_the_oracle_measures_every_patch_at_every_ratio(ratio, monkeypatch):
     assert torch.equal(patch_mask.mask, hardest)
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("kind", ["AttentionMasking", "OracleMasking"])
+def test_in_eval_masks_are_the_same_in_every_call(kind, shuffled):
+    masking = dict(type=kind, mask_ratio=0.5)
+    masking = dict(type="ShuffledMasking", masking=masking) if shuffled else masking
+    model = small_mae.build(masking=masking).eval()
+    images = torch.randn(3, 3, 32, 32)
+    first = model.make_mask(images).mask
+    state = torch.get_rng_state()
+    assert all(torch.equal(model.make_mask(images).mask, first) for _ in range(5))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_in_eval_the_oracle_s_mask_of_an_image_does_not_depend_on_the_batch():
+    model = model_with("OracleMasking", mask_ratio=0.5).eval()
+    images = torch.randn(4, 3, 32, 32)
+    together = model.masking.error(images)
+    alone = torch.cat([model.masking.error(images[i : i + 1]) for i in (2, 0)])
+    torch.testing.assert_close(alone, together[[2, 0]])
+
+
 @pytest.mark.parametrize("kind", ["AttentionMasking", "OracleMasking"])
 def test_a_copy_asks_the_copy_and_no_weight_is_saved_twice(kind):
     model = model_with(kind)

@@ -53,6 +53,16 @@ def test_the_strategy_s_ratio_may_be_set_in_training():
     assert step(model)[0]["mask_ratio"] == 0.25
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_method_s_ratio_that_moves_is_refused_where_the_ratio_is_drawn(shuffled):
+    masking = dict(type="RandomRatioMasking", masking=dict(type="AdversarialMasking"))
+    model = build(masking=dict(type="ShuffledMasking", masking=masking) if shuffled else masking)
+    step(model)
+    model.backbone.mask_ratio = 0.9
+    with pytest.raises(ValueError, match="RandomRatioMasking draws the ratio and takes no mask_ra"):
+        step(model)
+
+
 @HOOKS.register_module()
 class SetRatioHook(Hook):
     """Moves the backbone's ratio as a user's curriculum would."""
@@ -72,7 +82,7 @@ def test_images_that_do_not_fit_the_encoder_are_refused_before_it():
     model = build(masking=dict(type="AdversarialMasking"))
     model.backbone.register_forward_pre_hook(lambda *args: pytest.fail("the encoder was called"))
     with pytest.raises(
-        ValueError, match=r"64 x 64 pixels have 8 x 8 = 64 patches.*backbone.img_size.*is for 16"
+        ValueError, match=r"64 x 64 pixels have 8 x 8 patches.*MAE's MAEViT is built for 4 x 4; res"
     ):
         model.loss(torch.randn(2, 3, 64, 64), [])
 
@@ -107,8 +117,10 @@ def test_a_threshold_without_a_ratio_leaves_the_method_s_alone():
     masking = dict(type="AdversarialMasking", threshold=dict(type="mean"), standardise=False)
     model = build(masking=masking)
     assert model.masking.mask_ratio is None
-    assert model.followers == []
     step(model)
+    model.backbone.mask_ratio = 0.5
+    with pytest.raises(ValueError, match="Mean chooses the number of masked patches by itself"):
+        step(model)
 
 
 class HalfOfThem(Threshold):

@@ -13,7 +13,7 @@ timm = pytest.importorskip("timm", reason="needs the extra 'timm'")
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking  # noqa: E402
 from amn_masking.adapters.timm import MaskedAutoencoder, patch_size  # noqa: E402
 from amn_masking.meters import adversarial_gain  # noqa: E402
-from amn_masking.patches import masked_mean, patchify  # noqa: E402
+from amn_masking.patches import masked_mean, patchify, spread_to_pixels  # noqa: E402
 from tests.helpers.timm_models import (  # noqa: E402
     MODELS,
     TOKENS,
@@ -256,6 +256,21 @@ def test_pictures_of_a_perfect_prediction_are_the_images(norm_pix):
     pytest.importorskip("matplotlib")
     drawn = draw_masks(images, patch_mask, pictures)
     assert drawn.ndim == 3
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_pictures_do_not_know_what_stands_where_there_is_no_data(norm_pix):
+    encoder, images = small("naflex")
+    mae = MaskedAutoencoder(encoder, AdversarialMasking(0.5, 8), norm_pix=norm_pix, **DECODER)
+    valid = torch.ones(3, 15, dtype=torch.bool)
+    valid[:, [0, 7]] = False
+    shown = spread_to_pixels(valid, (3, 5), 24, 40)
+    (one, pictures), (other, same) = (
+        mae.eval().reconstruct(images.where(shown, fill), valid) for fill in (0.0, float("nan"))
+    )
+    assert torch.equal(one.mask, other.mask)
+    assert torch.isfinite(pictures).all()
+    assert torch.equal(pictures, same)
 
 
 def test_real_predictions_for_pictures_have_the_statistics_of_the_patches():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from mmpretrain.models import selfsup
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
@@ -55,12 +56,6 @@ def same_ids(backbone: selfsup.MAEHiViT, patch_mask: PatchMask) -> AbstractConte
     """Context in which a HiViT keeps the patches of ``patch_mask``."""
 
     def masking_id(batch_size: int, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-        if patch_mask.mask.shape != (batch_size, backbone.num_patches):
-            raise ValueError(
-                f"{type(backbone).__name__} has {backbone.num_patches} patches, got a mask over "
-                f"{patch_mask.grid[0]} x {patch_mask.grid[1]}; set the backbone's img_size to the "
-                "size of the images"
-            )
         return patch_mask.ids_keep, patch_mask.ids_restore, patch_mask.mask
 
     return asked(backbone, masking_id=masking_id)
@@ -128,6 +123,7 @@ class MILAN(MaskedMethod, selfsup.MILAN):
 
     backbones = (selfsup.MILANViT,)
     takes_gate = True
+    takes_valid = False
 
     def check_method(self) -> None:
         super().check_method()
@@ -164,6 +160,10 @@ class SparK(MaskedMethod, selfsup.SparK):
         return (side, side)
 
     @property
+    def own_grid(self) -> tuple[int, int]:
+        return (self.feature_map_size, self.feature_map_size)
+
+    @property
     def loss_module(self) -> nn.Module:
         return self.head.loss
 
@@ -190,6 +190,7 @@ class MixMIM(MaskedMethod, selfsup.MixMIM):
     backbones = (selfsup.MixMIMPretrainTransformer,)
     predicts_pixels = True
     takes_free_counts = True
+    takes_valid = False
 
     def check_method(self) -> None:
         super().check_method()
@@ -204,8 +205,11 @@ class MixMIM(MaskedMethod, selfsup.MixMIM):
     def patch_size(self) -> tuple[int, int]:
         return (self.backbone.encoder_stride, self.backbone.encoder_stride)
 
-    def make_mask(self, images: Tensor) -> PatchMask:
-        return self.masking(images[:1])
+    def make_mask(self, images: Tensor, data_samples: Sequence[DataSample] = ()) -> PatchMask:
+        return super().make_mask(images[:1], data_samples[:1])
+
+    def check_mask(self, patch_mask: PatchMask, images: Tensor) -> None:
+        super().check_mask(patch_mask, images[:1])
 
     def patch_error(self, patch_mask: PatchMask, calls: list[tuple]) -> Tensor:
         return super().patch_error(patch_mask, [tuple(x[:1] for x in call) for call in calls])

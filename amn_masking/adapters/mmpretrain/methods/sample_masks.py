@@ -54,6 +54,11 @@ class SimMIM(SampleMasks, selfsup.SimMIM):
         side = self.backbone.patch_embed.projection.stride[0] * 2 ** (len(self.backbone.stages) - 1)
         return (side, side)
 
+    @property
+    def own_grid(self) -> tuple[int, int] | None:
+        # Its positions are relative, unless told otherwise.
+        return super().own_grid if self.backbone.use_abs_pos_embed else None
+
     def check_patch_size(self, patch_size: tuple[int, int]) -> None:
         token = self.head.patch_size
         if any(side % token for side in patch_size):

@@ -1,7 +1,7 @@
 """What stands around the steps of a masked model in mmengine's Runner.
 
 Importing this changes nothing. What mmengine offers no other place for is put in its place by
-:func:`install`, when the first model of this package's classes is built, and acts for them only.
+:func:`install`, when the first model with ``masking=`` is built, and acts for such models only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from amn_masking.adapters.mmpretrain.runner.schedules_hook import SchedulesHook
 
 @functools.cache
 def install() -> None:
-    """For the rest of the process, and for models of these classes only:
+    """For the rest of the process, and for models with ``masking=`` only:
 
     - checkpoints are read with torch's ``weights_only``, and a resume is refused from what is not
       a run of the same model (:mod:`.resume`);

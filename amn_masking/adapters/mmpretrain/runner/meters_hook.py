@@ -159,9 +159,8 @@ class MaskingMetersHook(Hook):
         with runner.optim_wrapper.optim_context(runner.model):
             with same_random_numbers(seed):
                 data = model.data_preprocessor(data_batch, True)
-                images = images_of(data["inputs"])
                 model.follow_ratio()
-                patch_mask = model.make_mask(images)
+                patch_mask = model.make_mask(images_of(data["inputs"]), data["data_samples"])
                 random = at_random(patch_mask)
             errors = []
             for mask in (patch_mask, random):

@@ -47,7 +47,7 @@ class MaskingPicturesHook(Hook):
         self.interval = interval
         self.by_epoch = by_epoch
         self.num_images = num_images
-        self.inputs: Any = None
+        self.batch: Any = None
         self.drawn_at = -1
         self.failed = False
 
@@ -65,7 +65,7 @@ class MaskingPicturesHook(Hook):
         picks = np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)
         with same_random_numbers(seed=0):
             samples = loader.collate_fn([loader.dataset[int(index)] for index in picks])
-        self.inputs = model.data_preprocessor(samples, training=False)["inputs"]
+        self.batch = model.data_preprocessor(samples, training=False)
         if runner.iter == 0:
             self._draw(runner, 0)
 
@@ -105,14 +105,14 @@ class MaskingPicturesHook(Hook):
         model.eval()
         try:
             with same_random_numbers(seed=0):
-                patch_mask, reconstruction = model.reconstruct(self.inputs)
+                patch_mask, reconstruction = model.reconstruct(**self.batch)
         finally:
             for module, training in modes.items():
                 module.training = training
         mean, std = (getattr(model.data_preprocessor, name, None) for name in ("mean", "std"))
         # A method may have one mask for the whole batch: then that image alone is drawn.
-        images = images_of(self.inputs)
-        return draw_masks(images[: len(patch_mask.mask)], patch_mask, reconstruction, mean, std)
+        images = patch_mask.fill_invalid(images_of(self.batch["inputs"])[: len(patch_mask.mask)])
+        return draw_masks(images, patch_mask, reconstruction, mean, std)
 
 
 def unwrapped(runner: Runner) -> Any:

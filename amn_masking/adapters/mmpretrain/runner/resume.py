@@ -19,7 +19,7 @@ from mmengine.utils import digit_version
 from amn_masking.adapters.mmpretrain.checks import MaskableMethod
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import unwrapped
 from amn_masking.adapters.resuming import differences
-from amn_masking.tools.checkpoints import reason
+from amn_masking.tools.checkpoints import of_the_machine, reason
 
 STATISTICS = ("min", "max", "current", "mean")
 
@@ -78,10 +78,10 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     try:
         with torch.serialization.safe_globals([*SAFE_GLOBALS, *OTHER_NUMPY]):
             return torch.load(path, map_location=map_location)
-    except (torch.OutOfMemoryError, OSError):
-        raise
     # A damaged or foreign file fails in the unpickler in as many ways as there are files.
     except Exception as error:
+        if of_the_machine(error):
+            raise
         unlisted = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error))
         if unlisted:
             why = (
@@ -158,11 +158,12 @@ def read_safely() -> Iterator[None]:
 
 
 def for_masked_models(method: Callable, check: bool) -> Callable:
-    """A method of the Runner that reads safely, and checks first, if its model takes masks."""
+    """A method of the Runner that reads safely, and checks first, if its model has ``masking``."""
 
     @functools.wraps(method)
     def wrapped(runner: Runner, filename: str, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(unwrapped(runner), MaskableMethod):
+        model = unwrapped(runner)
+        if not isinstance(model, MaskableMethod) or model.masking is None:
             return method(runner, filename, *args, **kwargs)
         with ExitStack() as stack:
             stack.enter_context(read_safely())

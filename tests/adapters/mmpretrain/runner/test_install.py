@@ -41,6 +41,16 @@ before = places()
 import amn_masking.adapters.mmpretrain
 assert places() == before
 """
+BUILD_WITHOUT_MASKING = """
+before = places()
+import amn_masking.adapters.mmpretrain
+from tests.helpers import small_mae
+small_mae.build()
+small_mae.build(masking=None)
+assert places() == before
+small_mae.build(masking=dict(type="RandomMasking"))
+assert places() != before
+"""
 # A supervised run: two epochs of a small classifier on made-up images, clipped, with AdamW of
 # groups of its own, stopped after one epoch and resumed.
 SUPERVISED = """
@@ -116,6 +126,11 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 def test_the_import_alone_replaces_nothing():
     done = python(PLACES + IMPORT_ALONE)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_model_without_masking_replaces_nothing():
+    done = python(PLACES + BUILD_WITHOUT_MASKING)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

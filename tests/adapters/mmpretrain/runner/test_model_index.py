@@ -21,6 +21,7 @@ import amn_masking.adapters.mmpretrain
 from amn_masking.adapters.mmpretrain.runner.model_index import register_models
 from tests.conftest import ROOT
 from tests.helpers.mim import TINY, data_options, mim_train, scalars
+from tests.methods.matrix import stack
 
 CONFIGS = ROOT / "configs/mmpretrain"
 ASK = """
@@ -91,6 +92,9 @@ def test_an_installed_wheel_brings_its_configs(tmp_path, site):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    stack().startswith("forks"), reason="the forks' mim looks in a package's metadata"
+)
 def test_mim_finds_the_configs_of_an_installed_wheel_by_name(tmp_path, site, photos):
     """In ``.mim``, as OpenMMLab's own packages have them. ``mim download`` asks for weights, of
     which none are published.
