@@ -54,7 +54,8 @@ def test_through_the_strategy_in_every_precision(name, case, seed, dtype, free):
         threshold=dict(type="mean") if free else dict(type="quantile"),
         network=dict(channels=2),
     )
-    enough = free or grid[0] * grid[1] - draws.visible_reference(grid[0] * grid[1], ratio) > 1
+    length = grid[0] * grid[1]
+    enough = length > 2 if free else length - draws.visible_reference(length, ratio) > 1
     masking = masking.to(dtype).train(enough)
     images = torch.randn(2, 3, 2 * grid[0], 2 * grid[1], dtype=dtype)
     patch_mask = masking(images)
