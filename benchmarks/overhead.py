@@ -59,7 +59,7 @@ STRATEGIES: dict[str, dict[str, Any] | None] = {
     "AttentionMasking": dict(type="AttentionMasking"),
     "AMN, downsample 8": dict(type="AdversarialMasking", network=dict(downsample=8)),
     "AMN, downsample 4": dict(type="AdversarialMasking", network=dict(downsample=4)),
-    "AMN, downsample 1": dict(type="AdversarialMasking"),
+    "AMN, downsample 1": dict(type="AdversarialMasking", network=dict(downsample=1)),
 }
 SHIPPED = "AMN, downsample 8"  # in configs/mmpretrain/_base_/amn.py
 TARGETS = {"flops_ratio": 1.01, "step_ratio": 1.02, "memory_ratio": 1.02}  # of SHIPPED, at most

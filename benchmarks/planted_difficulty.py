@@ -171,11 +171,12 @@ class Problem:
 
 PROBLEMS = {
     "alone": Problem(
-        "the error of a patch is its own", Blank(), Noise, (6, 6), 18, 0.5, 300, dict(channels=16)
+        "the error of a patch is its own",
+        Blank(), Noise, (6, 6), 18, 0.5, 300, dict(channels=16, downsample=1),
     ),
     "lonely": Problem(
         "it grows with masked neighbours",
-        Lonely(), Noise, (3, 3), 4, 0.44, 500, dict(channels=16),
+        Lonely(), Noise, (3, 3), 4, 0.44, 500, dict(channels=16, downsample=1),
     ),
     "inpaint": Problem(
         "inpainting from visible neighbours",

@@ -56,7 +56,9 @@ class AdversarialMasking(MaskingStrategy):
         patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
             the method's own.
         network: any module from images ``(B, C, H, W)`` to a score map ``(B, 1, H', W')`` in
-            (0, 1) that the grid of patches divides; or arguments of :class:`MaskingNetwork`.
+            (0, 1) that the grid of patches divides; or arguments of :class:`MaskingNetwork`, of
+            which ``downsample`` is by default the largest that leaves a patch two scores a side,
+            8 for patches of 16 pixels. The specification's network is ``dict(downsample=1)``.
         threshold: a :class:`~amn_masking.thresholds.Threshold`, or
             ``dict(type='quantile' | 'constant' | 'mean' | 'tracking' | 'difficulty', ...)``.
         estimator: an :class:`~amn_masking.estimators.Estimator`, or
@@ -128,7 +130,9 @@ class AdversarialMasking(MaskingStrategy):
     ) -> None:
         super().__init__(patch_size, None)
         networks = {"MaskingNetwork": MaskingNetwork}
-        self.network: nn.Module = build(network, nn.Module, networks, "network")
+        self.network: nn.Module = build(
+            network, nn.Module, networks, "network", downsample=coarsest(self.patch_size)
+        )
         self.threshold = build(threshold, Threshold, THRESHOLDS, "threshold")
         self.estimator = build(estimator, Estimator, ESTIMATORS, "estimator")  # type: ignore[type-abstract]
         losses = {"CombinedAdversarialLoss": CombinedAdversarialLoss}
@@ -295,6 +299,15 @@ class AdversarialMasking(MaskingStrategy):
 
     def log_values(self) -> dict[str, float | Tensor]:
         return {"strength": self.strength, **self.threshold.log_values()}
+
+
+def coarsest(patch_size: tuple[int, int]) -> int:
+    """The largest ``downsample`` that leaves a patch two scores a side: 8 for patches of 16 pixels.
+
+    A divisor of both sides, at most half of the shorter one; 1 where there is none.
+    """
+    common = math.gcd(*patch_size)
+    return max([d for d in range(1, min(patch_size) // 2 + 1) if common % d == 0], default=1)
 
 
 def reverse_gradient(x: Tensor, strength: float) -> Tensor:

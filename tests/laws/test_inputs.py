@@ -97,7 +97,9 @@ def test_the_first_look_draws_nothing_and_leaves_no_graph():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_one_masked_patch_is_refused_in_training_where_it_gives_no_gradient(name):
-    """32 pixels, patch 16, ratio 0.25: the gradient is exactly 0 for all but score_function."""
+    """32 pixels, patch 16, ratio 0.25: the gradient is 0, but for rounding, for all but
+    score_function.
+    """
     pictures = torch.randn(4, 3, 32, 32)
     masking = AdversarialMasking(0.25, 16, estimator=dict(type=name))
 
@@ -116,7 +118,10 @@ def test_one_masked_patch_is_refused_in_training_where_it_gives_no_gradient(name
         masking(pictures)
     # What it would have been.
     masking.estimator.fewest_masked = 0
-    assert gradient() == 0
+    found = gradient()
+    masking.zero_grad()
+    masking.mask_ratio = 0.5
+    assert found < 1e-3 * gradient()
 
 
 @pytest.mark.parametrize(

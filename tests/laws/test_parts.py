@@ -87,7 +87,7 @@ def test_objects_and_dicts_make_the_same_strategy():
     torch.manual_seed(1)
     by_dict = AdversarialMasking(
         patch_size=SIDE,
-        network=dict(channels=4),
+        network=dict(channels=4, downsample=1),
         threshold=dict(type="mean", scale=0.9),
         estimator=dict(type="gumbel", temperature=0.5),
         loss=dict(lambda_adv=0.3),

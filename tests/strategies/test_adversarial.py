@@ -7,9 +7,41 @@ import copy
 import pytest
 import torch
 
-from amn_masking import AdversarialMasking
-from amn_masking.strategies import ShuffledMasking
+from amn_masking import AdversarialMasking, MaskingNetwork
+from amn_masking.strategies import HardPatchMasking, ShuffledMasking
 from tests.helpers.pictures import images_of
+
+HALVES = {16: 8, 14: 7, 8: 4, 4: 2, 7: 1, 12: 6, 9: 3, 6: 3, 3: 1, 2: 1, 1: 1, 32: 16}
+OBLONG = {
+    (16, 8): 4,
+    (8, 16): 4,
+    (12, 18): 6,
+    (7, 14): 1,
+    (5, 7): 1,
+    (4, 32): 2,
+    (12, 16): 4,
+    (8, 6): 2,
+}
+
+
+@pytest.mark.parametrize(("patch_size", "downsample"), (HALVES | OBLONG).items())
+@pytest.mark.parametrize("kind", [AdversarialMasking, HardPatchMasking])
+def test_a_network_without_downsample_pools_the_image_by_half_a_patch(kind, patch_size, downsample):
+    for network in (None, {}, dict(channels=4), dict(type="MaskingNetwork", norm="group")):
+        masking = kind(patch_size=patch_size, network=network)
+        assert masking.network.downsample == downsample
+    height, width = masking.patch_size
+    learned = masking(torch.randn(2, 3, 4 * height, 4 * width)).learned
+    assert learned.score_map.shape[2:] == (4 * height // downsample, 4 * width // downsample)
+
+
+@pytest.mark.parametrize("kind", [AdversarialMasking, HardPatchMasking])
+def test_the_specification_s_network_is_asked_for(kind):
+    for network in (dict(downsample=1), MaskingNetwork()):
+        assert kind(network=network).network.downsample == 1
+    assert kind(network=dict(downsample=4)).network.downsample == 4
+    one = torch.nn.Conv2d(3, 1, 1)
+    assert kind(network=one).network is one
 
 
 def test_larger_scores_are_masked_first_in_eval():
