@@ -28,12 +28,15 @@ def check_finite(values: Tensor, message: str) -> None:
     On CUDA, and in compiled code, the check is an assertion on the device, which ends the program
     there: reading the answer back would make every step wait.
 
+    Args:
+        message: of at most 254 characters, all that CUDA takes.
+
     Raises:
         ValueError: elsewhere.
     """
     finite = torch.isfinite(values).all()
     if values.device.type == "cuda" or torch.compiler.is_compiling():
-        torch._assert_async(finite, message[:254])  # all that CUDA takes
+        torch._assert_async(finite, message[:254])
     elif not bool(finite):
         raise ValueError(message)
 

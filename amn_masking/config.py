@@ -63,12 +63,17 @@ def build(
             f"unknown {role} type {kind!r}; expected {role}=dict(type=...) with one of "
             f"{sorted(known)} or a subclass of {base.__name__}"
         )
+    taken = inspect.signature(cls).parameters
     parameters = {
         name: parameter
-        for name, parameter in inspect.signature(cls).parameters.items()
+        for name, parameter in taken.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    unknown = sorted(set(config) - set(parameters))
+    # nn.Module's own, of a class without an __init__, takes any by its signature alone.
+    takes_any = cls.__init__ is not nn.Module.__init__ and any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()
+    )
+    unknown = [] if takes_any else sorted(set(config) - set(parameters))
     if unknown:
         owner = "; the ratio is the strategy's own argument mask_ratio"
         raise TypeError(

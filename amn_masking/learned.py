@@ -134,7 +134,7 @@ class LearnedMask:
         )
 
     def detach(self) -> LearnedMask:
-        """The same without gradients: the masking network learns nothing from it."""
+        """The same without gradients: nothing is learned from it, by a threshold neither."""
         regulariser = None if self.regulariser is None else self.regulariser.detach()
         return replace(
             self,
@@ -142,6 +142,7 @@ class LearnedMask:
             logits=self.logits.detach(),
             surrogate=self.surrogate.detach(),
             regulariser=regulariser,
+            on_objective=None,
             loss=None,
         )
 

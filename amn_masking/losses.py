@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from amn_masking.checks import check_tensor
 from amn_masking.config import settings
 from amn_masking.mask import PatchMask
-from amn_masking.patches import masked_mean, pool_to_patches
+from amn_masking.patches import masked_mean, pool_to_patches, spread_to_pixels
 
 CRITERIA = {"L1": F.l1_loss, "L2": F.mse_loss}
 
@@ -109,21 +109,22 @@ class CombinedAdversarialLoss(nn.Module):
         if not isinstance(mask, PatchMask):
             if mask is not None:
                 check_tensor(mask, "mask")
-            error = self.error(pred, target)
+            error = self.error(pred, target, None if everywhere else mask)
             adversarial = self._mean(error, mask)
             reconstruction = self._mean(error, None) if everywhere else adversarial
             return LossTerms(reconstruction, adversarial, torch.zeros_like(adversarial))
-        if target.dim() in (3, 4):
-            target = mask.fill_invalid(target)  # NaN times no weight is NaN in the gradient
-        error = self.error(pred, target)
-        per_patch, hard = error, mask.mask
-        if error.dim() == 4:
-            per_patch = pool_to_patches(error, mask.grid, "an error")
-            hard = mask.pixel_mask(*error.shape[-2:])
-            if not everywhere:
-                # R sums over the channels and divides by `channel`: so do the other terms, or
-                # lambda_adv would weigh less than it says.
-                per_patch = per_patch * (error.shape[1] / self.channel)
+        hard, counts = mask.mask, mask.valid if everywhere else mask.mask
+        if in_pixels := isinstance(pred, Tensor) and pred.dim() == 4:
+            hard = mask.pixel_mask(*pred.shape[-2:])
+            counts = (
+                None if counts is None else spread_to_pixels(counts, mask.grid, *hard.shape[2:])
+            )
+        error = self.error(pred, target, counts)
+        per_patch = pool_to_patches(error, mask.grid, "an error") if in_pixels else error
+        if not everywhere:
+            # R sums over the channels of images and divides by `channel`: so do the other terms,
+            # or lambda_adv would weigh less than it says.
+            per_patch = per_patch * ((error.shape[1] if in_pixels else 1) / self.channel)
         adversarial, objective = self.adversarial_terms(per_patch, mask)
         if everywhere and mask.valid is not None:
             reconstruction = masked_mean(per_patch, mask.valid)
@@ -167,17 +168,35 @@ class CombinedAdversarialLoss(nn.Module):
             return adversarial, torch.zeros_like(adversarial)
         return adversarial, learned.objective(error)
 
-    def error(self, pred: Tensor, target: Tensor) -> Tensor:
+    def error(self, pred: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
         """Un-reduced error: ``(B, L)`` for patches (mean over D), ``(B, C, H, W)`` for images.
 
+        Args:
+            pred, target: as for :meth:`forward`.
+            counts: broadcasts to the error; where it is 0 the target may be NaN, and the gradient
+                is 0. None for everywhere.
+
         Raises:
-            ValueError: different shapes, or neither 3-D nor 4-D.
+            TypeError: not tensors.
+            ValueError: different shapes, or neither 3-D nor 4-D, or a mask that does not fit them.
         """
+        check_tensor(pred, "pred")
+        check_tensor(target, "target")
         if pred.shape != target.shape or pred.dim() not in (3, 4):
             raise ValueError(
                 "expected pred and target of one shape, (B, L, D) or (B, C, H, W), got "
                 f"{tuple(pred.shape)} and {tuple(target.shape)}"
             )
+        if counts is not None:
+            counts = counts[..., None] if pred.dim() == 3 else counts
+            if any(
+                n not in (1, m) for n, m in zip(counts.shape[::-1], pred.shape[::-1], strict=False)
+            ):
+                raise ValueError(
+                    "expected a mask of (B, L) for patches of (B, L, D), of (B, 1, H, W) for "
+                    f"images of (B, C, H, W), got {tuple(counts.shape)} for {tuple(pred.shape)}"
+                )
+            target = target.where(counts != 0, 0.0)  # a gradient of 0 times NaN would be NaN
         error = CRITERIA[self.criterion](pred, target, reduction="none")
         return error.mean(-1) if error.dim() == 3 else error
 

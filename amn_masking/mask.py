@@ -268,10 +268,6 @@ class PatchMask:
 
         So NaN, which often stands for no data, reaches neither the encoder nor the target.
         """
-        if self.valid is None:
-            return values
-        if values.dim() == 3:
-            return values.where(self.valid[:, :, None], 0.0)
         return fill_invalid(values, self.valid, self.grid)
 
     def take(self, images: Tensor) -> PatchMask:

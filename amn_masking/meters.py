@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from amn_masking.mask import PatchMask
 from amn_masking.network import logit_entropy
 from amn_masking.noise import uniform
-from amn_masking.patches import masked_mean
+from amn_masking.patches import image_means, masked_mean
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
     Returns:
         ``mask_ratio``, ``mask_ratio_min``, ``mask_ratio_max``: share of masked patches, over the
         images of the batch. For a learned mask also ``score_spread``: standard deviation of an
-        image's patch scores, before they are standardised, mean over the batch; and
+        image's valid patch scores, before they are standardised, mean over the batch; and
         ``threshold``: mean of the images' thresholds.
 
     Example:
@@ -37,7 +37,9 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
         "mask_ratio_max": ratio.max(),
     }
     if (learned := patch_mask.learned) is not None:
-        statistics["score_spread"] = learned.patch_scores.std(1, correction=0).mean()
+        scores, valid = learned.patch_scores, patch_mask.valid
+        variance = image_means((scores - image_means(scores, valid)).square(), valid)
+        statistics["score_spread"] = variance.sqrt().mean()
         statistics["threshold"] = learned.threshold.mean()
     return statistics
 
@@ -85,12 +87,13 @@ def at_random(patch_mask: PatchMask, generator: Generator | None = None) -> Patc
 
 
 @torch.no_grad()
-def score_entropy(logits: Tensor) -> Tensor:
+def score_entropy(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     """How evenly the chance to be masked is spread over an image's patches: the mean over the
     images of :func:`~amn_masking.network.logit_entropy`.
 
     Args:
         logits: ``(B, L)``, L >= 2.
+        valid: ``(B, L)`` bool, the patches that can be masked; None for all.
 
     Returns:
         A scalar in [0, 1]: 1 where all patches are equal, 0 where one has all the chance.
@@ -100,7 +103,7 @@ def score_entropy(logits: Tensor) -> Tensor:
         >>> score_entropy(torch.zeros(2, 16))
         tensor(1.)
     """
-    return logit_entropy(logits.detach().float()).mean()
+    return logit_entropy(logits.detach().float(), valid).mean()
 
 
 @torch.no_grad()

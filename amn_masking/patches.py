@@ -111,9 +111,13 @@ def spread_to_pixels(values: Tensor, grid: tuple[int, int], height: int, width: 
 
 
 def fill_invalid(images: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
-    """``(B, C, H, W)`` images with 0 in the patches that are not valid; all are if it is None."""
+    """``(B, C, H, W)`` images, or their ``(B, L, D)`` patches, with 0 in the patches that are not
+    valid; all are if it is None.
+    """
     if valid is None:
         return images
+    if images.dim() == 3:
+        return images.where(valid[:, :, None], 0.0)
     return images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
 
 

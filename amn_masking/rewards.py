@@ -11,8 +11,8 @@ from amn_masking.patches import image_means, patchify
 
 Reward = Literal["error", "variance_normalised"]
 REWARDS: tuple[str, ...] = get_args(Reward)
-# Least variance of an image, as a share of the batch's mean.
-FLOOR = 0.1
+# Least variance of an image: as a share of the batch's mean, and of images normalised to about 1.
+FLOOR, LEAST = 0.1, 0.01
 
 
 def patch_variance(images: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
@@ -33,24 +33,22 @@ def patch_variance(images: Tensor, grid: tuple[int, int], valid: Tensor | None =
     return variance if valid is None else variance.where(valid, 0.0)
 
 
-def reward_scale(
-    images: Tensor, grid: tuple[int, int], valid: Tensor | None = None, eps: float = 1e-12
-) -> Tensor:
+def reward_scale(images: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
     """What the error is divided by to make it ``variance_normalised``: v_i + mean_j v_j.
 
     v_i is the mean squared error of the best constant prediction of patch i. Pure noise, whose
     error is v_i for ever, is then rewarded with at most 1, no more than any other patch of which
-    nothing is known. The image's mean bounds the reward of flat patches, where v_i is 0; and a
-    tenth of the batch's mean takes its place in an image that is flat as a whole, whose slightest
-    error would otherwise outweigh the rest of the batch.
+    nothing is known. The image's mean bounds the reward of flat patches, where v_i is 0. In an
+    image that is flat as a whole, whose slightest error would otherwise outweigh all others, a
+    tenth of the batch's mean takes its place, and at least 0.01: the images are expected to be
+    normalised, to a variance of about 1.
 
     Args:
         images, grid, valid: as for :func:`patch_variance`.
-        eps: for a batch of one colour.
 
     Returns:
         ``(B, L)`` float32, > 0.
     """
     variance = patch_variance(images, grid, valid)
     image = image_means(variance, valid)
-    return variance + torch.maximum(image, FLOOR * image.mean()) + eps
+    return variance + torch.maximum(image, FLOOR * image.mean()).clamp_min(LEAST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 from amn_masking.config import build
@@ -46,6 +47,11 @@ class Schedule:
     by: Unit = "progress"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.start, Real) or not isinstance(self.end, Real):
+            raise TypeError(
+                f"a schedule goes from one number to another, got start={self.start!r} and "
+                f"end={self.end!r}"
+            )
         if self.by not in ("progress", "iter", "epoch"):
             raise ValueError(f"a schedule counts by='progress', 'iter' or 'epoch', got {self.by!r}")
         if self.until is None:
@@ -56,7 +62,7 @@ class Schedule:
                 )
             object.__setattr__(self, "until", 1.0)
         last = 1.0 if self.by == "progress" else math.inf
-        if not 0 <= self.begin <= self.until <= last or math.isinf(self.until):  # type: ignore[operator,arg-type]
+        if not 0 <= self.begin <= self.until <= last or math.isinf(self.until):
             raise ValueError(
                 "a schedule moves from begin to until, 0 <= begin <= until, and until <= 1 where "
                 "they are shares of training (by='progress'); for iterations or epochs say "
@@ -104,7 +110,7 @@ def as_schedule(value: float | Mapping[str, Any] | Schedule, name: str) -> Sched
 
     Raises:
         ValueError: an unknown type, or a schedule that cannot be.
-        TypeError: none of the three, or an argument too many or too few.
+        TypeError: none of the three, an argument too many or too few, or ends that are no numbers.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return Schedule(float(value), float(value))
@@ -116,6 +122,28 @@ def as_schedule(value: float | Mapping[str, Any] | Schedule, name: str) -> Sched
         return build(value, Schedule, {"linear": Schedule}, name)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+class Fixed:
+    """A setting of a strategy that is checked, by the model that it is for too, when it is made.
+
+    Raises:
+        AttributeError: on setting it later.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
+        return self if strategy is None else strategy.__dict__[self.name]
+
+    def __set__(self, strategy: Any, value: Any) -> None:
+        if self.name in strategy.__dict__:
+            raise AttributeError(
+                f"{self.name} is fixed when a strategy is made, and was checked together with the "
+                f"model; make another {type(strategy).__name__} with {self.name}={value!r}"
+            )
+        strategy.__dict__[self.name] = value
 
 
 class Scheduled:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amn_masking.checks import check_tensor
 from amn_masking.mask import PatchMask
 
 PANEL_INCHES = 1.7
@@ -41,6 +42,8 @@ def draw_masks(
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: images or reconstruction are no tensors.
+        ValueError: the mask is not one of these images.
 
     Example:
         >>> import torch
@@ -57,6 +60,14 @@ def draw_masks(
             "pictures of masks need matplotlib; install it with pip install matplotlib"
         ) from error
 
+    check_tensor(images, "images")
+    if reconstruction is not None:
+        check_tensor(reconstruction, "reconstruction")
+    if images.dim() != 4 or len(images) != len(patch_mask.mask):
+        raise ValueError(
+            f"draw_masks expected images of (B, C, H, W) with B={len(patch_mask.mask)}, one per "
+            f"mask, got {tuple(images.shape)}"
+        )
     size = images.shape[-2:]
     pixels = undo(images, mean, std)
     black, white = pixel_range(pixels)

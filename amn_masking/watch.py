@@ -1,4 +1,6 @@
-"""Says so where a masking network would never be trained, or sees images it was not made for."""
+"""Says so where a schedule never moves, a masking network would never be trained, or sees images
+it was not made for.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,25 @@ from torch import Tensor, nn
 from amn_masking.schedules import Schedule
 
 STEPS = 100
+# Gradients may be accumulated over that many masks before the weights move.
+STEPS_TO_MOVE = 1000
 
 
 class TrainingWatch:
-    """Looks once at the first batch, and once, after ``STEPS`` training masks, at the training.
+    """Looks once at the first batch, and at the training after ``STEPS`` training masks, at its
+    weights after ``STEPS_TO_MOVE``.
 
     Masks at strength 0, from which there is nothing to learn, are not counted. It counts on the
-    host, and compares weights only where nothing else says that they moved: after the first batch
-    it does not wait for the device. Under ``torch.compile`` it rests.
+    host, notes on the device whether a gradient came, and compares weights only where nothing else
+    says that they moved: after the first batch it waits for the device once. Under
+    ``torch.compile`` it rests.
 
     Attributes:
         looked: whether the first batch was looked at.
         masks: training masks that were made.
         steps: those at another strength than 0.
         objectives: objectives that were made of them.
+        gradient: a bool on the device, whether any gradient of theirs was not 0; None if none came.
         scheduled: whether the strategy was told of the progress of training.
     """
 
@@ -32,6 +39,7 @@ class TrainingWatch:
         self.looked = False
         self.scheduled = False
         self.masks = self.steps = self.objectives = 0
+        self.gradient: Tensor | None = None
         self.start: tuple[int, Tensor] | None = None  # version and value of a weight
 
     def scored(self, images: Tensor, scores: Tensor) -> None:
@@ -68,8 +76,8 @@ class TrainingWatch:
                 stacklevel=2,
             )
 
-    def made(self, network: nn.Module, schedules: Mapping[str, Schedule], strength: float) -> None:
-        """A training mask was made, by this network, at this strength of the reversed gradient."""
+    def made(self, schedules: Mapping[str, Schedule]) -> None:
+        """A training mask was made, under these schedules."""
         if torch.compiler.is_compiling():
             return
         self.masks += 1
@@ -81,19 +89,25 @@ class TrainingWatch:
                 "in every step",
                 stacklevel=2,
             )
+
+    def taught(self, network: nn.Module, logits: Tensor, strength: float) -> None:
+        """Its gradient is to train this network, at this strength of the reversal.
+
+        Args:
+            logits: ``(B, L)`` that the mask was made of.
+        """
         learning = [p for p in network.parameters() if p.requires_grad]
-        if not strength or not learning:
+        if not strength or not learning or torch.compiler.is_compiling():
             return
         self.steps += 1
         # The smallest, for the one comparison there may be.
         weight = min(learning, key=Tensor.numel)
         if self.steps == 1:
             self.start = weight._version, weight.detach().clone()
-        if self.steps != STEPS or self.start is None:
-            return
-        version, before = self.start
-        self.start = None
-        if self.objectives == 0:
+        if self.steps < STEPS and logits.requires_grad:
+            logits.register_hook(self.felt)
+        if self.steps == STEPS and self.objectives == 0:
+            self.start = None
             warnings.warn(
                 f"{STEPS} training masks were made, but none of them reached a loss that trains "
                 "the masking network, so the masks learn nothing. Minimise "
@@ -101,14 +115,33 @@ class TrainingWatch:
                 "PatchMask itself and not its tensor",
                 stacklevel=2,
             )
-        elif weight._version == version and torch.equal(weight.detach(), before.to(weight)):
+        elif self.steps == STEPS and self.gradient is not None and not bool(self.gradient):
+            self.start = None
             warnings.warn(
-                f"the masking network's weights have not moved in {STEPS} training masks, so the "
-                "masks learn nothing. Give its parameters to the optimizer: make the strategy a "
-                "submodule of the model before the optimizer is made, or add "
+                f"the masking network's gradient was exactly 0 in {STEPS} training masks, so the "
+                "masks learn nothing. Are two patches of an image masked at least, not all of them "
+                "at random, and are their errors not all alike? (with lambda_adv=0 nothing is "
+                "wrong: it rests)",
+                stacklevel=2,
+            )
+        elif self.steps == STEPS_TO_MOVE and self.start and self.rests(weight, *self.start):
+            warnings.warn(
+                f"the masking network's weights have not moved in {STEPS_TO_MOVE} training masks, "
+                "so the masks learn nothing. Give its parameters to the optimizer: make the "
+                "strategy a submodule of the model before the optimizer is made, or add "
                 "masking.parameters() to it (with lambda_adv=0 nothing is wrong: it rests)",
                 stacklevel=2,
             )
+
+    @staticmethod
+    def rests(weight: Tensor, version: int, before: Tensor) -> bool:
+        """Whether the weight is what it was before."""
+        return weight._version == version and torch.equal(weight.detach(), before.to(weight))
+
+    def felt(self, gradient: Tensor) -> None:
+        """A gradient came back to the logits of a mask."""
+        some = gradient.detach().any()
+        self.gradient = some if self.gradient is None else self.gradient | some
 
     def heard(self) -> None:
         """An objective was made of a training mask."""

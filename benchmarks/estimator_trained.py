@@ -28,6 +28,7 @@ from amn_masking.thresholds import Candidates, Quantile, Selection
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 
 SIDE, GRID, LENGTH, BATCH = 32, (8, 8), 64, 32
+COPIES = 4
 
 
 class Given(ScoreFunction):
@@ -63,14 +64,19 @@ def trained(seed: int, ratio: float, steps: int) -> TinyMAE:
 
 
 class Batch:
-    """One batch of images with random logits, and a frozen autoencoder."""
+    """One batch of images with random logits, and a frozen autoencoder.
 
-    def __init__(self, model: TinyMAE, seed: int, ratio: float) -> None:
+    With ``copies`` > 1 each image, with its logits, stands that many times in a row.
+    """
+
+    def __init__(self, model: TinyMAE, seed: int, ratio: float, copies: int = 1) -> None:
         self.model, self.ratio = model, ratio
         self.generator = torch.Generator().manual_seed(seed + 100)
-        self.images = pictures(BATCH, self.generator, SIDE)
+        images = pictures(BATCH, self.generator, SIDE)
+        self.images = images.repeat_interleave(copies, 0)
         logits = torch.randn(BATCH, LENGTH, generator=self.generator)
-        self.logits = torch.nn.functional.layer_norm(logits, (LENGTH,))
+        logits = torch.nn.functional.layer_norm(logits, (LENGTH,))
+        self.logits = logits.repeat_interleave(copies, 0)
         self.variance = image_means(patch_variance(self.images, GRID), None)
 
     def draw(self) -> tuple[Tensor, Selection, Tensor]:
@@ -94,13 +100,13 @@ class Batch:
             logits=logits,
             surrogate=surrogate,
             patch_scores=scores,
-            score_map=scores.reshape(BATCH, 1, *GRID),
+            score_map=scores.reshape(-1, 1, *GRID),
             threshold=scores[:, 0],
             estimate=estimator.objective,
             chances=chances,
             variance=self.variance if estimator.compares_images else None,
         )
-        return torch.autograd.grad(learned.objective(error), logits)[0] * BATCH
+        return torch.autograd.grad(learned.objective(error), logits)[0] * len(logits)
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
@@ -109,7 +115,8 @@ def cosine(one: Tensor, other: Tensor) -> float:
 
 def measure(seed: int, ratio: float, steps: int, masks: int) -> list[dict[str, object]]:
     """One row per estimator."""
-    batch = Batch(trained(seed, ratio, steps), seed, ratio)
+    model = trained(seed, ratio, steps)
+    batch, copied = Batch(model, seed, ratio), Batch(model, seed, ratio, COPIES)
     rewards = []
     for _ in range(100):
         _, selection, error = batch.draw()
@@ -126,11 +133,14 @@ def measure(seed: int, ratio: float, steps: int, masks: int) -> list[dict[str, o
         "score_function, mean of the others": OthersMean(),
         "score_function, expected error known": ideal,
     }
-    found: dict[str, list[Tensor]] = {name: [] for name in estimators}
+    several = f"score_function, {COPIES} masks per image"
+    found: dict[str, list[Tensor]] = {name: [] for name in (*estimators, several)}
     for _ in range(masks // 4):
         drawn = batch.draw()
         for name, estimator in estimators.items():
             found[name].append(batch.gradient(estimator, *drawn))
+        # Of each image the first copy's estimate: one mask, as for the others.
+        found[several].append(copied.gradient(ScoreFunction(COPIES), *copied.draw())[::COPIES])
     rows: list[dict[str, object]] = []
     for name, samples in found.items():
         stacked = torch.stack(samples).double()

@@ -101,3 +101,14 @@ def test_a_repr_shows_the_arguments_and_the_schedules_that_move():
     assert "mask_ratio=0.5, patch_size=(4, 4)" in text
     assert "loss=" not in text  # a module is printed below, as a child
     assert "ratio_range=(0.5, 0.9)" in repr(RandomRatioMasking(AdversarialMasking()))
+
+
+class TakesAll(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+
+def test_a_class_that_takes_any_argument_is_given_it():
+    part = build(dict(type=TakesAll, width=3), nn.Module, {"a": nn.Module}, "network")
+    assert part.options == {"width": 3}

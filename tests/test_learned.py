@@ -98,3 +98,16 @@ def test_a_mask_made_without_gradients_is_refused_by_a_loss_that_trains():
     with torch.no_grad():
         patch_mask = masking(torch.randn(3, 3, 16, 16))
     masking.total_loss(error.mean(), error, patch_mask)
+
+
+def test_a_detached_mask_tells_a_threshold_of_nothing():
+    """Else a logged loss would move the controller a second time."""
+    masking, patch_mask = made(threshold=dict(type="difficulty"), random_share=0.25)
+    before = masking.threshold.ratio.clone()
+    error = torch.rand(3, LENGTH)
+    masking.total_loss(error.mean(), error, patch_mask.detach())
+    assert masking.threshold.ratio == before
+    assert masking.watch.objectives == 0
+    masking.total_loss(error.mean(), error, patch_mask)
+    assert masking.threshold.ratio != before
+    assert masking.watch.objectives == 1

@@ -192,7 +192,7 @@ def test_wrong_options_are_refused(options, message):
 @pytest.mark.parametrize("size", [(7, 6), (6, 7)])
 def test_an_error_that_does_not_split_into_the_grid_is_refused(size):
     mask, images = PatchMask.from_mask(torch.eye(9)[:1]), torch.zeros(1, 3, *size)
-    with pytest.raises(ValueError, match="does not split into 3 x 3"):
+    with pytest.raises(ValueError, match="does not split into a grid of 3 x 3"):
         CombinedAdversarialLoss()(images, images, mask)
 
 
@@ -201,8 +201,46 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"got \(1, 4, 2\) and \(1, 5, 2\)"):
         criterion(torch.zeros(1, 4, 2), torch.zeros(1, 5, 2))
     patch_mask = RandomMasking(0.5, 1)(torch.zeros(1, 1, 3, 3))
-    with pytest.raises(ValueError, match=r"per-patch error of shape \(B, L\) = \(1, 9\)"):
+    with pytest.raises(ValueError, match=r"\(B, L, D\).*got \(1, 9, 1\) for \(1, 4, 2\)"):
         criterion(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), patch_mask)
+    with pytest.raises(ValueError, match=r"per-patch error of shape \(B, L\) = \(1, 9\)"):
+        criterion.adversarial_terms(torch.zeros(1, 4), patch_mask)
+    for wrong in (images := torch.zeros(1, 4, 2)).numpy(), images.tolist():
+        with pytest.raises(TypeError, match=r"(pred|target) expected a torch.Tensor, got"):
+            criterion(wrong, images)
+        with pytest.raises(TypeError, match=r"(pred|target) expected a torch.Tensor, got"):
+            criterion(images, wrong, patch_mask)
+
+
+@pytest.mark.parametrize("criterion", ["L1", "L2"])
+@pytest.mark.parametrize("kind", ["patches", "images"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_target_that_is_not_a_number_where_nothing_is_masked_gives_no_gradient(
+    criterion, kind, as_tensor
+):
+    patch_mask = RandomMasking(0.5, 2)(torch.zeros(2, 3, 6, 6))
+    target = torch.randn(2, 9, 4) if kind == "patches" else torch.randn(2, 3, 6, 6)
+    hidden = patch_mask.mask[..., None] if kind == "patches" else patch_mask.pixel_mask(6, 6)
+    mask = hidden.squeeze(-1) if as_tensor else patch_mask
+    found = []
+    for fill in (0.0, float("nan")):
+        pred = torch.ones_like(target, requires_grad=True)
+        loss = CombinedAdversarialLoss(criterion)(pred, target.where(hidden > 0, fill), mask)
+        loss.backward()
+        found += [loss.detach(), pred.grad]
+    assert found[0] == found[2]
+    assert torch.equal(found[1], found[3])
+    assert found[3].isfinite().all()
+    assert (found[3].where(hidden == 0, 0.0) == 0).all()
+
+
+def test_channel_divides_all_terms_of_patches_too():
+    patch_mask = RandomMasking(0.5, 2)(torch.zeros(2, 3, 6, 6))
+    pred, target = torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    one = CombinedAdversarialLoss().terms(pred, target, patch_mask)
+    three = CombinedAdversarialLoss(channel=3).terms(pred, target, patch_mask)
+    torch.testing.assert_close(three.reconstruction, one.reconstruction / 3)
+    torch.testing.assert_close(three.adversarial, one.adversarial / 3)
 
 
 def test_scores_that_round_to_zero_give_no_nan():

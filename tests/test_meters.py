@@ -10,8 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amn_masking import PatchMask, RandomMasking
-from amn_masking.meters import PositionMeter, adversarial_gain, mask_distance, score_entropy
+from amn_masking import AdversarialMasking, PatchMask, RandomMasking
+from amn_masking.meters import (
+    PositionMeter,
+    adversarial_gain,
+    mask_distance,
+    mask_statistics,
+    score_entropy,
+)
 from tests.helpers import draws
 
 
@@ -228,3 +234,17 @@ def test_adversarial_gain_at_its_ends():
     assert adversarial_gain(lambda m: difficulty, hard).item() == pytest.approx(4.5, rel=0.1)
     assert adversarial_gain(lambda m: difficulty, easy).item() == pytest.approx(0.5, rel=0.1)
     assert adversarial_gain(lambda m: torch.ones(4000, 8), hard) == 1
+
+
+# --- patches without data
+
+
+def test_patches_without_data_are_in_no_statistic():
+    masking, valid = AdversarialMasking(0.25, 4), torch.rand(3, 36) > 0.4
+    patch_mask = masking(torch.randn(3, 3, 24, 24), valid=valid)
+    rows = [row[ok] for row, ok in zip(patch_mask.learned.patch_scores, valid, strict=True)]
+    spread = sum(row.std(correction=0) for row in rows) / 3
+    torch.testing.assert_close(mask_statistics(patch_mask)["score_spread"], spread)
+    logits = torch.randn(3, 36)
+    entropies = [score_entropy(z[ok][None]) for z, ok in zip(logits, valid, strict=True)]
+    torch.testing.assert_close(score_entropy(logits, valid), sum(entropies) / 3)

@@ -131,3 +131,11 @@ def test_a_detached_mask_keeps_no_graph():
 def test_bad_options_are_refused(option, message):
     with pytest.raises(ValueError, match=message):
         masking(**option)
+
+
+def test_a_batch_that_is_flat_as_a_whole_is_rewarded_no_more_than_a_hundredfold():
+    """1e-4 of noise on one colour, whose error it is, over its own variance would be 1e4."""
+    for flat in (torch.zeros(1, 3, 16, 24), 1e-4 * images(1)):
+        scale = reward_scale(flat, (2, 3))
+        assert (scale >= 0.01).all()
+        assert (scale < 0.0101).all()

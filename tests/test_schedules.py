@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amn_masking import AdversarialMasking, CombinedAdversarialLoss
+from amn_masking import AdversarialMasking, CombinedAdversarialLoss, RandomMasking
 from amn_masking.schedules import Schedule, as_schedule
 from tests.helpers.autoencoder import Autoencoder
 
@@ -160,3 +160,39 @@ def test_beyond_the_training_the_nearest_end_counts_with_a_warning(progress, str
         masking.set_progress(progress)
     assert masking.strength == strength
     assert masking.progress[0] == (progress > 0)
+
+
+@pytest.mark.parametrize("given", [(float("nan"),), (0.5, float("nan")), (0.5, 1, float("nan"))])
+def test_a_progress_that_is_not_a_number_is_refused(given):
+    masking = AdversarialMasking(strength=dict(start=-1, end=1))
+    with pytest.raises(ValueError, match="set_progress expected numbers, got nan"):
+        masking.set_progress(*given)
+    for wrong in ("a", None):
+        with pytest.raises((TypeError, ValueError), match="set_progress expected numbers"):
+            masking.set_progress(wrong or "0.5")
+    assert masking.strength == -1
+
+
+@pytest.mark.parametrize("start", [None, "0", [1]])
+def test_an_end_that_is_no_number_is_refused(start):
+    with pytest.raises(TypeError, match="goes from one number to another, got start="):
+        AdversarialMasking(strength=dict(start=start, end=1.0))
+
+
+RANGES = {
+    "fixed": (lambda ratio: AdversarialMasking(ratio, 16), "ratio=0.99 of 16 patches leaves none"),
+    "random": (lambda ratio: RandomMasking(ratio, 16), "ratio=0.99 of 16 patches leaves none"),
+    "tracking": (
+        lambda ratio: AdversarialMasking(ratio, 16, threshold=dict(type="tracking")),
+        r"mask_ratio=0.99 must lie inside ratio_range=\(0.05, 0.95\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RANGES)
+def test_both_ends_of_a_ratio_are_checked_at_the_first_mask(kind):
+    make, message = RANGES[kind]
+    for schedule in (dict(start=0.5, end=0.99), dict(start=0.99, end=0.5)):
+        with pytest.raises(ValueError, match=message):
+            make(schedule)(torch.randn(2, 3, 64, 64))
+    make(dict(start=0.5, end=0.7))(torch.randn(2, 3, 64, 64))

@@ -61,3 +61,14 @@ def test_pixels_that_are_not_a_number_are_black():
     images = 255 * torch.rand(1, 3, 32, 32)
     images[..., :16, :] = float("nan")
     assert first_panel(images).min() == 0
+
+
+def test_what_cannot_be_drawn_is_refused_in_a_sentence():
+    images = torch.rand(2, 3, 32, 32)
+    patch_mask = RandomMasking(patch_size=8)(images)
+    with pytest.raises(TypeError, match=r"images expected a torch\.Tensor, got ndarray"):
+        draw_masks(images.numpy(), patch_mask)
+    with pytest.raises(TypeError, match=r"reconstruction expected a torch\.Tensor, got ndarray"):
+        draw_masks(images, patch_mask, images.numpy())
+    with pytest.raises(ValueError, match=r"with B=2, one per mask, got \(1, 3, 32, 32\)"):
+        draw_masks(images[:1], patch_mask)

@@ -10,11 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from amn_masking import AdversarialMasking, CombinedAdversarialLoss
+from amn_masking import AdversarialMasking, CombinedAdversarialLoss, RandomMasking
+from amn_masking.estimators import Ranking
 from amn_masking.meters import adversarial_gain
 from amn_masking.patches import patchify
-from amn_masking.strategies import HardPatchMasking, RandomRatioMasking, ShuffledMasking
-from amn_masking.watch import STEPS
+from amn_masking.strategies import (
+    BlockMasking,
+    HardPatchMasking,
+    RandomRatioMasking,
+    ShuffledMasking,
+)
+from amn_masking.watch import STEPS, STEPS_TO_MOVE
 
 SIDE = 4
 
@@ -81,7 +87,7 @@ NEVER_TRAINED = {
     ),
     "not in the optimizer": (
         lambda: Training(masking(), optimized=False),
-        r"weights have not moved in 100 training masks.*masking.parameters\(\)",
+        r"weights have not moved in 1000 training masks.*masking.parameters\(\)",
     ),
     "not in the optimizer after a warm-up": (
         lambda: Training(masking(strength=dict(start=0, end=1, begin=0.1)), optimized=False),
@@ -115,8 +121,9 @@ NEVER_TRAINED = {
 def test_where_the_network_is_never_trained_it_says_so_once(case):
     make, message = NEVER_TRAINED[case]
     training = make()
-    assert warned(training, STEPS - 1) == []
-    found = warned(training, 60)
+    late = "not moved" in message
+    assert warned(training, (STEPS_TO_MOVE if late else STEPS) - 1) == []
+    found = warned(training, 160 if late else 60)
     assert len(found) == 1
     assert re.search(message, found[0])
     assert warned(training, 3 * STEPS) == []
@@ -154,7 +161,6 @@ FINE = {
         masking(strength=0.0), give=lambda patch_mask: patch_mask.mask
     ),
     "a warm-up": lambda: Training(masking(strength=dict(start=0, end=1, begin=0.9))),
-    "lambda 0": lambda: Training(masking(), lambda_adv=0.0),
     "a frozen network": lambda: Training(Frozen(), give=lambda patch_mask: patch_mask.mask),
     "a network without parameters": lambda: Training(
         AdversarialMasking(0.5, SIDE, network=Brightness()), optimized=False
@@ -186,8 +192,42 @@ def test_evaluation_alone_is_never_taken_for_training():
 
 
 def test_at_lambda_0_the_words_do_not_blame_anybody():
-    (found,) = warned(Training(masking(), lambda_adv=0.0, optimized=False))
+    (found,) = warned(Training(masking(), lambda_adv=0.0))
     assert "with lambda_adv=0 nothing is wrong" in found
+
+
+def test_as_many_accumulation_steps_as_masks_are_no_fault():
+    assert warned(Training(masking(), accumulate=128), 250) == []
+
+
+class NoGradient(Ranking):
+    """Of which nothing can be learned."""
+
+    def objective(self, reward, learned):
+        return 0 * learned.logits.sum()
+
+
+def test_a_gradient_of_exactly_0_is_told_although_adam_touches_the_weights():
+    training = Training(masking(estimator=NoGradient()), optimizer=torch.optim.AdamW)
+    assert warned(training, STEPS - 1) == []
+    (found,) = warned(training, 60)
+    assert "gradient was exactly 0 in 100 training masks" in found
+    assert warned(training, 3 * STEPS) == []
+
+
+@pytest.mark.parametrize("make", [RandomMasking, BlockMasking])
+def test_a_schedule_of_a_strategy_that_learns_nothing_is_watched_too(make):
+    schedule, images = dict(start=0.25, end=0.75), torch.randn(2, 3, 8, 16)
+    for told, wrap in ((False, lambda x: x), (False, ShuffledMasking), (True, lambda x: x)):
+        strategy = wrap(make(schedule, SIDE))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(STEPS + 20):
+                if told:
+                    strategy.set_progress(0.5)
+                strategy(images)
+        found = [str(warning.message) for warning in caught]
+        assert [text[:27] for text in found] == ([] if told else ["mask_ratio has a schedule, "])
 
 
 def test_a_weight_average_of_the_strategy_has_a_watch_of_its_own():

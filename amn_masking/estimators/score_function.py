@@ -32,7 +32,17 @@ class ScoreFunction(Estimator):
     image's patches to its mean masked error, fitted to the others. In batches of fewer than 8
     images it is the others' mean; with one image it is 0.
 
+    All of it is taken out where the batch holds each image several times, under masks of their own:
+    the baseline is then the mean error of the image's other copies.
+
     Unbiased as long as no image's free count meets ``ratio_range``, which is no part of pi.
+
+    Args:
+        masks_per_image: m >= 1; with m > 1 each image stands m times in a row in the batch,
+            ``images.repeat_interleave(m, 0)``.
+
+    Raises:
+        ValueError: m is no positive integer; in the loss, a batch that it does not divide.
 
     Example:
         >>> from amn_masking import AdversarialMasking
@@ -44,8 +54,11 @@ class ScoreFunction(Estimator):
     fewest_masked = 1
     compares_images = True
 
-    def __init__(self) -> None:
+    def __init__(self, masks_per_image: int = 1) -> None:
         super().__init__(noise=1.0)
+        if not isinstance(masks_per_image, int) or masks_per_image < 1:
+            raise ValueError(f"masks_per_image counts masks, at least 1, got {masks_per_image!r}")
+        self.masks_per_image = masks_per_image
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         mask = selection.patch_mask.mask
@@ -56,15 +69,25 @@ class ScoreFunction(Estimator):
         return mask + mask * (log_pi - log_pi.detach())
 
     def baseline(self, reward: Tensor, learned: LearnedMask) -> Tensor:
-        """``(B, 1)`` the image's mean reward as the other images of the batch predict it."""
-        rewards = image_means(reward, learned.chosen.mask)
+        """``(B, 1)`` the image's mean reward as the other images of the batch, or its own other
+        copies, predict it.
+        """
+        rewards, m = image_means(reward, learned.chosen.mask), self.masks_per_image
+        if m > 1:
+            if len(rewards) % m:
+                raise ValueError(
+                    f"masks_per_image={m} expected a batch of {m} copies of each image, "
+                    f"images.repeat_interleave({m}, 0), got {len(rewards)} images; set "
+                    "drop_last=True where the last batch is smaller"
+                )
+            return others_mean(rewards.reshape(-1, m).T).T.reshape(-1, 1)
         if learned.variance is None or len(rewards) < FEWEST_TO_FIT:
             return others_mean(rewards)
         return others_line(learned.variance.to(rewards), rewards)
 
 
 def others_mean(values: Tensor) -> Tensor:
-    """``(B, 1)`` mean of the other rows' ``values``, ``(B, 1)``; 0 where there is no other."""
+    """``(B, N)`` mean of the other rows' ``values``, ``(B, N)``; 0 where there is no other."""
     return (values.sum(0, keepdim=True) - values) / max(len(values) - 1, 1)
 
 

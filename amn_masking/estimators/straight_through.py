@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from torch import Tensor
 
 from amn_masking.estimators.base import Estimator, relaxed_mask, straight_through
@@ -41,9 +43,12 @@ class StraightThrough(Estimator):
 
     def __init__(self, temperature: float = 1.0, noise: float = 1.0) -> None:
         super().__init__(noise)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        self.temperature = temperature
+        if not isinstance(temperature, Real) or not temperature > 0:
+            raise ValueError(
+                f"temperature of an estimator must be a positive number, got {temperature!r}; what "
+                "may move is the strategy's own temperature"
+            )
+        self.temperature: float = float(temperature)
 
     def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
         soft = relaxed_mask(logits, selection, self.temperature)

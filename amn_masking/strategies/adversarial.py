@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from amn_masking.checks import check_finite
 from amn_masking.config import build
+from amn_masking.counts import count_range
 from amn_masking.estimators import ESTIMATORS, Estimator, ScoreFunction
 from amn_masking.learned import LearnedMask
 from amn_masking.losses import CombinedAdversarialLoss
@@ -25,16 +26,14 @@ from amn_masking.network import (
 )
 from amn_masking.patches import fill_invalid, image_means
 from amn_masking.rewards import REWARDS, Reward, patch_variance, reward_scale
-from amn_masking.schedules import Scheduled
+from amn_masking.schedules import Fixed, Scheduled
 from amn_masking.strategies.base import MaskingStrategy, Ratio
 from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
-from amn_masking.watch import TrainingWatch
 
 NOT_FINITE = (
-    "the masking network's scores are not finite. Expected scores in (0, 1); the input images or "
-    "the network's weights hold NaN or infinity. Check the images (where NaN means no data, say so "
-    "by masking(images, valid=...), in mmpretrain by the data samples' field 'valid'), lower the "
-    "learning rate of 'masking' (paramwise_cfg) or clip gradients"
+    "the masking network's scores are not finite: the images or its weights hold NaN or infinity. "
+    "Where NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'. "
+    "Else lower the learning rate of 'masking' or clip gradients"
 )
 
 
@@ -75,7 +74,7 @@ class AdversarialMasking(MaskingStrategy):
             order and not a scale. The specification has none: False, with
             ``threshold=dict(type='mean')``, is its loop to the letter.
         temperature: > 0, of the standardised logits; larger samples closer to uniform. A number or
-            a schedule.
+            a schedule. Without ``standardise`` it is refused.
         reward: ``'error'``, or ``'variance_normalised'``: each patch's error over the variance of
             its pixels plus the image's mean of it, so that noise, which nobody can reconstruct,
             is rewarded no more than what is merely unknown. For targets in pixels: refused where a
@@ -91,7 +90,7 @@ class AdversarialMasking(MaskingStrategy):
 
     Attributes:
         strength, random_share, temperature, mask_ratio: the numbers of now. Each may be set to a
-            number or a schedule at any time.
+            number or a schedule at any time; the other settings are fixed.
 
     Raises:
         ValueError: an unknown part, a value out of range, or settings that exclude each other; in
@@ -111,6 +110,7 @@ class AdversarialMasking(MaskingStrategy):
     strength = Scheduled(-1.0, 1.0)
     random_share = Scheduled(0.0, 1.0)
     temperature = Scheduled(0.0, math.inf, inside=True)
+    standardise, reward, entropy_weight, gate = Fixed(), Fixed(), Fixed(), Fixed()
 
     def __init__(
         self,
@@ -129,12 +129,6 @@ class AdversarialMasking(MaskingStrategy):
         loss: Mapping[str, Any] | CombinedAdversarialLoss | None = None,
     ) -> None:
         super().__init__(patch_size, None)
-        if reward not in REWARDS:
-            raise ValueError(f"unknown reward {reward!r}; expected one of {sorted(REWARDS)}")
-        if not 0 <= entropy_weight < math.inf:
-            raise ValueError(
-                f"entropy_weight must be finite and cannot be negative, got {entropy_weight}"
-            )
         networks = {"MaskingNetwork": MaskingNetwork}
         self.network: nn.Module = build(
             network, nn.Module, networks, "network", downsample=coarsest(self.patch_size)
@@ -153,7 +147,6 @@ class AdversarialMasking(MaskingStrategy):
         self.reward = reward
         self.entropy_weight = entropy_weight
         self.gate = gate
-        self.watch = TrainingWatch()
         self.check()
 
     @property
@@ -167,7 +160,19 @@ class AdversarialMasking(MaskingStrategy):
         return self.threshold.takes_ratio
 
     def check(self) -> None:
-        """Raise ValueError for settings that exclude each other."""
+        """Raise ValueError for settings out of range, or that exclude each other."""
+        if self.reward not in REWARDS:
+            raise ValueError(f"unknown reward {self.reward!r}; expected one of {sorted(REWARDS)}")
+        if not 0 <= self.entropy_weight < math.inf:
+            raise ValueError(
+                f"entropy_weight must be finite and cannot be negative, got {self.entropy_weight}"
+            )
+        temperature = self.schedules["temperature"]
+        if not self.standardise and not temperature.start == temperature.end == 1:
+            raise ValueError(
+                "temperature is that of standardised logits and has no part in "
+                f"standardise=False, got {temperature.start}; leave it out"
+            )
         self.threshold.check(self.schedules)
         share = self.schedules["random_share"]
         drawn = max(share.start, share.end)
@@ -230,7 +235,8 @@ class AdversarialMasking(MaskingStrategy):
         trains = self.training and torch.is_grad_enabled()
         if trains:
             self.check_degenerate(chosen)
-            self.watch.made(self.network, self.schedules, self.strength)
+            self.mask_made()
+            self.watch.taught(self.network, logits, self.strength)
         scale, variance = None, None
         if self.reward == "variance_normalised":
             scale = reward_scale(images, grid, valid)
@@ -265,28 +271,31 @@ class AdversarialMasking(MaskingStrategy):
         return scores.float()
 
     def check_degenerate(self, chosen: PatchMask) -> None:
-        """Raise ValueError for masks from which nothing can be learned: one masked patch in every
-        image, whose own error is the baseline. Where the count is free, the next batch has another.
+        """Raise ValueError for masks from which nothing can ever be learned: one masked patch in
+        every image, whose own error is the baseline, or patches that are all drawn at random.
         """
-        count = chosen.num_patches - chosen.num_visible
-        if not self.free_counts and count < self.estimator.fewest_masked:
+        share, strength = self.schedules["random_share"], self.schedules["strength"]
+        if share.start == share.end == 1 and (strength.start or strength.end):
             raise ValueError(
-                f"each image masks {count} of its {chosen.num_patches} patches, but estimator "
-                f"{type(self.estimator).__name__} compares the patches of one image and its "
-                f"gradient would be 0 below {self.estimator.fewest_masked}; raise mask_ratio, "
-                "take larger images or smaller patches, or estimator=dict(type='score_function')"
+                "random_share=1 draws every masked patch at random, and the network would learn "
+                "nothing; lower it, move it by a schedule, or say strength=0"
+            )
+        count = chosen.num_patches - chosen.num_visible
+        if self.free_counts:
+            count = count_range(chosen.num_patches, self.threshold.ratio_range)[1]
+        if count < self.estimator.fewest_masked:
+            raise ValueError(
+                f"each image masks at most {count} of its {chosen.num_patches} patches, but "
+                f"estimator {type(self.estimator).__name__} compares the patches of one image and "
+                f"its gradient would be 0 below {self.estimator.fewest_masked}; raise mask_ratio "
+                "(or the threshold's ratio_range), take larger images or smaller patches, or "
+                "estimator=dict(type='score_function')"
             )
 
     def hear(self, error: Tensor, learned: LearnedMask) -> None:
         """Told of the error under a training mask, when its objective is made."""
         self.watch.heard()
         self.threshold.observe(error, learned.chosen, learned.drawn_at_random)
-
-    def set_progress(
-        self, progress: float, iteration: float | None = None, epoch: float | None = None
-    ) -> None:
-        super().set_progress(progress, iteration, epoch)
-        self.watch.scheduled = True
 
     def log_values(self) -> dict[str, float | Tensor]:
         return {"strength": self.strength, **self.threshold.log_values()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +14,12 @@ from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
 from amn_masking.config import settings
+from amn_masking.counts import count_visible
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.patches import grid_size
 from amn_masking.schedules import Schedule, Scheduled
+from amn_masking.watch import TrainingWatch
 
 Ratio = float | Mapping[str, Any] | Schedule
 """A number, or a schedule of it: an object or ``dict(type='linear', start=..., end=...)``."""
@@ -92,6 +96,7 @@ class MaskingStrategy(nn.Module):
         super().__init__()
         self.loss = None
         self.told_of_progress = False
+        self.watch = TrainingWatch()
         size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
@@ -112,7 +117,9 @@ class MaskingStrategy(nn.Module):
                 given.
             valid: ``(B, L)`` patches or ``(B, H, W)`` pixels, bool, False where there is no data
                 (a satellite's nodata, a scan's padding). A patch with a pixel without data is not
-                valid: it is never masked and never in a loss.
+                valid: it is never masked and never in a loss. Where the count is fixed, an image
+                with no more valid patches than are to be masked is refused: take a lower ratio, or
+                a threshold with free counts, which masks fewer there.
 
         Raises:
             TypeError: images or ``valid`` are no tensors, or images are integers.
@@ -167,8 +174,14 @@ class MaskingStrategy(nn.Module):
             epoch: epochs that are done, in fractions, for schedules ``by='epoch'``.
 
         Raises:
-            ValueError: a schedule's count is missing.
+            TypeError: what is given is no number.
+            ValueError: it is NaN, or a schedule's count is missing.
         """
+        for value in (progress, iteration, epoch):
+            if value is not None and not isinstance(value, Real):
+                raise TypeError(f"set_progress expected numbers, got {value!r}")
+            if value is not None and math.isnan(value):
+                raise ValueError("set_progress expected numbers, got nan; are the steps counted?")
         if not 0 <= progress <= 1:
             if not self.told_of_progress:
                 self.told_of_progress = True
@@ -179,9 +192,14 @@ class MaskingStrategy(nn.Module):
                     stacklevel=2,
                 )
             progress = min(max(progress, 0.0), 1.0)
-        self.progress = (progress, iteration, epoch)
+        self.progress, self.watch.scheduled = (progress, iteration, epoch), True
         for name, schedule in self.schedules.items():
             setattr(self, f"_{name}", schedule(progress, iteration, epoch))
+
+    def mask_made(self) -> None:
+        """Called in every ``forward``: a schedule that nobody moves is told of, once."""
+        if self.training and torch.is_grad_enabled():
+            self.watch.made(self.schedules)
 
     def log_values(self) -> dict[str, float | Tensor]:
         """Scalars of this strategy for the log of a step, without a gradient."""
@@ -242,7 +260,8 @@ class MaskingStrategy(nn.Module):
 
         Raises:
             TypeError: no tensor, or one of integers.
-            ValueError: not four dimensions, or patches that do not tile the images.
+            ValueError: not four dimensions, patches that do not tile the images, or a
+                ``mask_ratio``, or an end of its schedule, that leaves none visible or none masked.
         """
         check_tensor(images, "images")
         if images.dim() != 4:
@@ -252,12 +271,16 @@ class MaskingStrategy(nn.Module):
                 "expected images as the encoder sees them, of floating point and normalised, got "
                 f"{images.dtype}; such as (images.float() / 255 - mean) / std"
             )
-        if images.shape[3] <= 4 < images.shape[1]:
+        if images.shape[3] <= 4 < min(images.shape[1:3]):
             raise ValueError(
                 f"expected images of shape (B, C, H, W), got {tuple(images.shape)}, which looks "
                 "like channels-last; give images.permute(0, 3, 1, 2)"
             )
-        return grid_size(images.shape[2], images.shape[3], self.patch_size)
+        h, w = grid_size(images.shape[2], images.shape[3], self.patch_size)
+        if (ratio := self.schedules.get("mask_ratio")) is not None:
+            for end in (ratio.start, ratio.end):
+                count_visible(h * w, end)
+        return h, w
 
     def valid_patches(self, valid: Tensor | None, images: Tensor) -> Tensor | None:
         """``(B, L)`` bool from a mask of patches or of pixels; None where none was given.

@@ -42,6 +42,7 @@ class RandomMasking(MaskingStrategy):
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         grid = self.grid(images)
+        self.mask_made()
         length = grid[0] * grid[1]
         num_visible = count_visible(length, self.mask_ratio)
         noise = uniform((images.shape[0], length), images.device, generator)

@@ -74,15 +74,15 @@ class RankedMasking(MaskingStrategy):
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         grid = self.grid(images)
+        self.mask_made()
         valid = self.valid_patches(valid, images)
         images = fill_invalid(images, valid, grid)
         num_masked = count_masked(grid[0] * grid[1], self.mask_ratio)
         priorities = self.priorities(images, num_masked, generator).float()
         check_finite(
             priorities,
-            f"{type(self).__name__} expected finite priorities, got NaN or infinity; do the images "
-            "hold NaN (nodata)? Then say which patches are valid: masking(images, valid=...), in "
-            "mmpretrain the data samples' field 'valid'",
+            f"{type(self).__name__:.60} expected finite priorities, got NaN or infinity; where "
+            "NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'",
         )
         candidates = Candidates(
             priorities, grid, valid=valid, deterministic=not self.training, generator=generator

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from amn_masking.counts import check_ratio_range, count_visible
 from amn_masking.mask import PatchMask
@@ -15,10 +15,10 @@ from amn_masking.strategies.base import MaskingStrategy
 
 
 class Forwarded:
-    """A number of the wrapped strategy, read and set there.
+    """A setting of the wrapped strategy, read and set there.
 
     Raises:
-        AttributeError: on setting, the strategy has no such number.
+        AttributeError: on setting, the strategy has no such setting.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -30,7 +30,7 @@ class Forwarded:
     def __set__(self, wrapper: Any, value: Any) -> None:
         if self.name == "mask_ratio":
             wrapper.check_takes_ratio()
-        if not hasattr(type(wrapper.masking), self.name):
+        if not hasattr(wrapper.masking, self.name):
             raise AttributeError(f"{type(wrapper.masking).__name__} has no {self.name} to set")
         setattr(wrapper.masking, self.name, value)
 
@@ -38,7 +38,8 @@ class Forwarded:
 class WrappedMasking(MaskingStrategy):
     """A strategy that changes what another one does.
 
-    What it does not change is the other one's: ratio, schedules, log, gate, counts and loss.
+    What it does not change is the other one's: ratio, schedules, log, gate, counts and loss. It has
+    nothing of its own that could say otherwise.
 
     Args:
         masking: the other one.
@@ -58,16 +59,28 @@ class WrappedMasking(MaskingStrategy):
     gate = Forwarded()
     own_loss = Forwarded()
     reward = Forwarded()
+    standardise = Forwarded()
+    entropy_weight = Forwarded()
+    loss = Forwarded()
+    patch_size = Forwarded()
+    schedules = Forwarded()
+    progress = Forwarded()
 
-    def __init__(self, masking: MaskingStrategy) -> None:
+    def __init__(self, masking: MaskingStrategy | None = None) -> None:
+        nn.Module.__init__(self)
         if not isinstance(masking, MaskingStrategy):
             raise TypeError(
                 f"{type(self).__name__} expected masking= a MaskingStrategy, or in mmpretrain its "
                 f"config dict(type=...), got {type(masking).__name__}"
             )
-        super().__init__(masking.patch_size, None)
         self.masking = masking
-        self.loss = masking.loss
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch would keep a module, such as a loss, beside what is forwarded.
+        if isinstance(forwarded := getattr(type(self), name, None), Forwarded):
+            forwarded.__set__(self, value)
+        else:
+            super().__setattr__(name, value)
 
     def other_mask(
         self, images: Tensor, generator: Generator | None, valid: Tensor | None
@@ -85,8 +98,14 @@ class WrappedMasking(MaskingStrategy):
     def log_values(self) -> dict[str, float | Tensor]:
         return self.masking.log_values()
 
+    def total_loss(self, reconstruction: Tensor, error: Tensor, patch_mask: PatchMask) -> Tensor:
+        return self.masking.total_loss(reconstruction, error, patch_mask)
+
     def check_takes_ratio(self) -> None:
         self.masking.check_takes_ratio()
+
+    def require(self, host: str, *args: Any, **options: Any) -> None:
+        self.masking.require(host, *args, **options)
 
 
 class RandomRatioMasking(WrappedMasking):
@@ -116,15 +135,17 @@ class RandomRatioMasking(WrappedMasking):
     """
 
     def __init__(
-        self, masking: MaskingStrategy, ratio_range: tuple[float, float] = (0.5, 0.9)
+        self,
+        masking: MaskingStrategy | None = None,
+        ratio_range: tuple[float, float] = (0.5, 0.9),
     ) -> None:
         super().__init__(masking)
-        if masking.free_counts:
+        if self.free_counts:
             raise ValueError(
                 "RandomRatioMasking expected a strategy with an exact count, but the threshold of "
                 "this one chooses its own; use threshold=dict(type='quantile')"
             )
-        masking.check_takes_ratio()
+        self.masking.check_takes_ratio()
         self.ratio_range = check_ratio_range(ratio_range)
         if self.ratio_range[0] == 0 or self.ratio_range[1] == 1:
             raise ValueError(f"ratio_range expected two numbers in (0, 1), got {ratio_range}")

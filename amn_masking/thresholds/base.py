@@ -197,10 +197,12 @@ class Threshold(nn.Module):
 
     Attributes:
         free_counts: whether images of one batch may mask different numbers of patches.
+        ratio_range: least and largest share that an image may mask where the counts are free.
         takes_ratio: whether it follows the strategy's ``mask_ratio``, which is refused otherwise.
     """
 
     free_counts: bool = False
+    ratio_range: tuple[float, float] = (0.0, 1.0)
     takes_ratio: bool = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Threshold:
@@ -228,7 +230,8 @@ class Threshold(nn.Module):
         """Raise ValueError for a strategy's settings that this threshold cannot work with.
 
         Args:
-            schedules: of ``mask_ratio``, ``random_share`` and the strategy's other numbers.
+            schedules: of ``random_share``, ``strength`` and the strategy's other numbers, and of
+                ``mask_ratio`` where it was given.
         """
 
     def log_values(self) -> dict[str, Tensor]:

@@ -94,11 +94,19 @@ class Difficulty(Tracking):
         self.ratio.copy_(ratio)
 
     def check(self, schedules: Mapping[str, Schedule]) -> None:
-        share = schedules["random_share"]
-        if not min(share.start, share.end) > 0:
+        super().check(schedules)
+        share, strength = schedules["random_share"], schedules["strength"]
+        if not min(share.start, share.end) > 0 or share.start == share.end == 1:
             raise ValueError(
                 "threshold 'difficulty' measures the masks beside patches drawn at random and "
-                f"expected random_share > 0 all the time, such as 0.25, got {share}"
+                f"expected random_share > 0 all the time, and not 1, such as 0.25, got {share}"
+            )
+        sign = math.copysign(1.0, math.log(self.target_gain))
+        if max(sign * strength.start, sign * strength.end) < 0:
+            raise ValueError(
+                "threshold 'difficulty' expected a target_gain above 1 where strength > 0 seeks "
+                f"hard masks, and below where strength < 0 seeks easy ones, got {self.target_gain} "
+                f"with strength={strength.start}"
             )
         if "mask_ratio" in schedules and schedules["mask_ratio"].moves:
             raise ValueError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, distributed
 
 from amn_masking.counts import check_ratio_range
+from amn_masking.schedules import Schedule
 from amn_masking.thresholds.base import Candidates, Selection, Threshold
 
 # The level integrates at this share of the rate of the offset: at most a quarter, so that the two
@@ -35,7 +38,8 @@ class Tracking(Threshold):
         rate: of the running mean, in (0, 1]; about 1 / rate steps to follow a change.
 
     Raises:
-        ValueError: a value out of range; in ``forward``, a ``mask_ratio`` outside ``ratio_range``.
+        ValueError: a value out of range; a ``mask_ratio``, or an end of its schedule, outside
+            ``ratio_range``.
 
     Example:
         >>> from amn_masking import AdversarialMasking
@@ -113,12 +117,20 @@ class Tracking(Threshold):
         return near + self.rate * (upper_quantile(ascending, level) - near), level
 
     def target(self, candidates: Candidates) -> float | Tensor:
-        """The mean share of masked patches to hold.
+        """The mean share of masked patches to hold."""
+        return self.inside(candidates.mask_ratio)  # type: ignore[arg-type]
+
+    def check(self, schedules: Mapping[str, Schedule]) -> None:
+        if (ratio := schedules.get("mask_ratio")) is not None:
+            self.inside(ratio.start)
+            self.inside(ratio.end)
+
+    def inside(self, ratio: float) -> float:
+        """The ratio itself.
 
         Raises:
             ValueError: outside ``ratio_range``.
         """
-        ratio: float = candidates.mask_ratio  # type: ignore[assignment]
         if not self.ratio_range[0] < ratio < self.ratio_range[1]:
             raise ValueError(
                 f"mask_ratio={ratio} must lie inside ratio_range={self.ratio_range}, so that there "
@@ -143,13 +155,14 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def own_offsets(deviations: Tensor, share: float | Tensor, valid: Tensor | None) -> Tensor:
-    """``(B, 1)`` a value above which that share of a row's valid patches lies: halfway between two
-    patches, so that rounding moves neither to the other side.
+    """``(B, 1)`` a value above which that share of a row's patches lies, all of them valid: halfway
+    between two patches, so that rounding moves neither to the other side.
     """
     if valid is None:
         valid = torch.ones_like(deviations, dtype=torch.bool)
     number = valid.sum(1, keepdim=True)
-    above = (share * number).round().long().minimum(number - 1).clamp_min(1)
+    wanted = (share * torch.full_like(number, deviations.shape[1])).round().long()
+    above = wanted.minimum(number - 1).clamp_min(1)
     descending = deviations.masked_fill(~valid, float("-inf")).sort(1, descending=True).values
     return (descending.gather(1, above - 1) + descending.gather(1, above)) / 2
 

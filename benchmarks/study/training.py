@@ -108,6 +108,10 @@ def model_config(setting: Setting) -> dict[str, Any]:
     """The model of a setting; ``amn_masking.MAE`` with its strategy."""
     recipe = setting.recipe
     apart = isinstance(recipe, PhotoRecipe) and recipe.seen > 0
+    masking = None if setting.masking is None else dict(setting.masking)
+    if masking is not None and masking["type"] == "RandomRatioMasking":
+        # The ratio within is for the tables, the middle of the range.
+        masking["masking"] = {k: v for k, v in masking["masking"].items() if k != "mask_ratio"}
     method = "SeenPredictedMAE" if apart else "amn_masking.MAE"
     return dict(
         type=method,
@@ -142,7 +146,7 @@ def model_config(setting: Setting) -> dict[str, Any]:
             in_channels=recipe.channels,
             loss=dict(type="PixelReconstructionLoss", criterion="L2"),
         ),
-        masking=None if setting.masking is None else dict(setting.masking),
+        masking=masking,
         init_cfg=[
             dict(type="Xavier", layer="Linear", distribution="uniform"),
             dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),

@@ -400,8 +400,8 @@ SUBTLE = (
     Break(
         "a network that is not trained goes unnoticed",
         CORE + "watch.py",
-        "elif weight._version == version and torch.equal(weight.detach(), before.to(weight)):",
-        "elif False:",
+        "return weight._version == version and torch.equal(weight.detach(), before.to(weight))",
+        "return False",
         "test_watch.py strategies",
     ),
 )  # fmt: skip

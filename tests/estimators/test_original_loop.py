@@ -5,6 +5,9 @@ it, no estimator may drive all scores to 0 or 1, or the ratio to an end of its r
 
 from __future__ import annotations
 
+import os
+from itertools import product
+
 import pytest
 import torch
 
@@ -51,11 +54,18 @@ def train(steps=1000, seed=0, batch=32, **options):
     return sum(ratios[-50:]) / 50, clamped, gain
 
 
-# Share of the scores that may lie within 2e-6 of 0 or 1, where they have next to no gradient. Easy
-# patches are masked for certain in the end, by the unbiased estimator too; of the adversaries those
-# that follow the exact gradient most closely go furthest.
-CLAMPED = dict(straight_through=0.1, score_function=0.1, ranking=0.1, gumbel=0.3, inclusion=0.6)
-CLAMPED_EASY = 0.7
+# Share of the scores that may lie within 2e-6 of 0 or 1, where they have next to no gradient, by
+# the sign of the strength. Easy patches are masked for certain in the end, by the unbiased
+# estimator too; of the adversaries those that follow the exact gradient most closely go furthest.
+# Measured at -1: straight_through up to 0.35 in three seeds, what collapses 0.53.
+CLAMPED = {
+    1.0: dict(straight_through=0.1, score_function=0.1, ranking=0.1, gumbel=0.3, inclusion=0.6),
+    -1.0: dict(straight_through=0.45, score_function=0.7, ranking=0.2, gumbel=0.7, inclusion=0.7),
+}
+# make test-thorough: all of it, for as long as the specification's own threshold above.
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+CASES = list(product((False, True), range(3))) if THOROUGH else [(False, 0)]
+LENGTH = dict(steps=1000, batch=32) if THOROUGH else dict(steps=300, batch=16)
 # A constant's ratio is the network's to choose, and `difficulty` moves its own: both may go to an
 # end of the range.
 RATIOS = dict(constant=(0.05, 0.95), difficulty=(0.05, 0.95))
@@ -65,7 +75,10 @@ def check(found, strength, estimator="straight_through", threshold="mean"):
     ratio, clamped, gain = found
     low, high = RATIOS.get(threshold, (0.1, 0.9))
     assert low <= ratio <= high, found
-    assert clamped < (CLAMPED[estimator] if strength > 0 else CLAMPED_EASY), found
+    limit = CLAMPED[strength][estimator]
+    if threshold == "constant" and strength < 0:
+        limit = max(limit, 0.7)  # its ratio may end where all scores are small
+    assert clamped < limit, found
     assert gain > 1.02 if strength > 0 else gain < 0.98, found
 
 
@@ -90,8 +103,9 @@ def test_the_original_loop_to_the_letter(seed, noise, strength):
 @pytest.mark.parametrize("strength", [1.0, -1.0])
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_estimator_with_every_threshold(estimator, threshold, strength):
-    """300 steps, after which what collapses is on its way."""
+@pytest.mark.parametrize(("standardise", "seed"), CASES)
+def test_every_estimator_with_every_threshold(estimator, threshold, strength, standardise, seed):
+    """After 300 steps what collapses is on its way."""
     options = dict(type=threshold)
     if threshold == "difficulty":
         options["target_gain"] = 1.1 if strength > 0 else 0.9
@@ -100,14 +114,14 @@ def test_every_estimator_with_every_threshold(estimator, threshold, strength):
         random_share=0.25 if threshold == "difficulty" else 0.0,
         strength=strength,
         threshold=options,
-        standardise=False,
+        standardise=standardise,
         estimator=dict(type=estimator),
     )
     if estimator == "score_function" and threshold == "difficulty":
         with pytest.raises(ValueError, match="expected random_share=0, because the log-prob"):
             train(1, **settings)
         return
-    check(train(300, batch=16, **settings), strength, estimator, threshold)
+    check(train(**LENGTH, seed=seed, **settings), strength, estimator, threshold)
 
 
 @pytest.mark.slow
@@ -123,14 +137,14 @@ def test_standardised_logits_with_the_mean_of_their_scores(estimator, strength):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, -1.0])
-def test_that_test_can_fail(strength):
-    """With tau held still the ratio goes to the floor, and the scores to 0, within 400 steps."""
-    ratio, clamped, _ = train(
-        400,
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_that_test_can_fail(noise, strength):
+    """With tau held still the ratio goes to the floor, or the scores to 0 and 1."""
+    found = train(
         strength=strength,
         threshold=dict(type="mean"),
         standardise=False,
-        estimator=HeldThreshold(noise=0.0),
+        estimator=HeldThreshold(noise=noise),
     )
-    assert ratio < 0.12
-    assert clamped > 0.5
+    with pytest.raises(AssertionError):
+        check(found, strength)

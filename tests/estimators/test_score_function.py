@@ -179,6 +179,68 @@ def test_the_baseline_is_the_mean_reward_of_the_others(batch):
         assert torch.allclose(baseline[row, 0], sum(others) / len(others))
 
 
+@pytest.mark.parametrize("m", [2, 3])
+def test_the_baseline_is_the_mean_reward_of_the_image_s_other_copies(m):
+    error, mask = torch.rand(4 * m, 4), torch.tensor([[1.0, 0, 1, 0]]).expand(4 * m, -1)
+    learned = learn(PatchMask.from_mask(mask), variance=torch.rand(4 * m, 1)).learned
+    baseline = ScoreFunction(masks_per_image=m).baseline(error, learned)
+    rewards = error[:, [0, 2]].mean(1)
+    for row in range(4 * m):
+        copies = range(row // m * m, row // m * m + m)
+        others = [rewards[other] for other in copies if other != row]
+        assert torch.allclose(baseline[row, 0], sum(others) / len(others))
+
+
+class TwoImages(QuadraticReward):
+    """Two images, two rows of the batch each: every patch of the second is harder by far."""
+
+    def errors(self, masks):
+        return super().errors(masks) + torch.tensor([0.0, 0, 30, 30], dtype=torch.float64)[:, None]
+
+
+def of_two_images(estimator, count=4000):
+    """``(count, L)`` estimates, each the mean over a batch of four, and the exact gradient."""
+    reward, draw = TwoImages(8, 0), torch.Generator().manual_seed(0)
+    samples = [
+        sampled_gradients(estimator, Quantile(), 0.5, reward, 4, draw).mean(0) for _ in range(count)
+    ]
+    return torch.stack(samples), plackett_luce_gradient(QuadraticReward(8, 0), 4)
+
+
+def test_several_masks_per_image_are_unbiased_and_take_the_difficulty_out():
+    """A level of all of an image's errors has no part in the gradient of their expectation."""
+    samples, exact = of_two_images(ScoreFunction(masks_per_image=2))
+    assert hotelling(samples[:, :-1], exact[:-1]) > 0.001
+    plain, _ = of_two_images(ScoreFunction(), 1000)
+    assert samples.var(0).sum() < plain.var(0).sum() / 20
+
+
+class OwnCopies(ScoreFunction):
+    """Biased on purpose: the mean of all of the image's copies, its own reward included."""
+
+    def baseline(self, reward, learned):
+        rewards = image_means(reward, learned.chosen.mask).reshape(-1, 2)
+        return rewards.mean(1).repeat_interleave(2)[:, None]
+
+
+def test_that_test_can_fail_as_well():
+    samples, exact = of_two_images(OwnCopies())
+    assert hotelling(samples[:, :-1], exact[:-1]) < 1e-6
+
+
+@pytest.mark.parametrize("m", [0, -1, 1.5, None])
+def test_a_number_of_masks_that_is_none_is_refused(m):
+    with pytest.raises(ValueError, match="masks_per_image counts masks, at least 1, got"):
+        ScoreFunction(masks_per_image=m)
+
+
+def test_a_batch_that_it_does_not_divide_is_refused():
+    learned = learn(PatchMask.from_mask(torch.eye(4)[:3])).learned
+    message = r"masks_per_image=2 expected a batch of 2 copies .*got 3 images; set drop_last=True"
+    with pytest.raises(ValueError, match=message):
+        ScoreFunction(2).baseline(torch.rand(3, 4), learned)
+
+
 @pytest.mark.parametrize("batch", [8, 11])
 def test_in_larger_batches_it_is_the_line_through_the_others(batch):
     """From the variance of the image's pixels to its reward, against numpy's least squares."""

@@ -59,6 +59,7 @@ def test_channels_that_the_network_does_not_take():
     ):
         AdversarialMasking(0.5, SIDE)(torch.randn(2, 13, 24, 24))
     AdversarialMasking(0.5, SIDE, network=dict(in_channels=13))(torch.randn(2, 13, 24, 24))
+    AdversarialMasking(0.5, 2, network=dict(in_channels=13))(torch.randn(2, 13, 4, 4))
     with pytest.raises(ValueError, match=r"channels-last .*permute\(0, 3, 1, 2\)"):
         MaskingNetwork()(torch.randn(2, 24, 24, 3))
 
@@ -111,7 +112,9 @@ def test_one_masked_patch_is_refused_in_training_where_it_gives_no_gradient(name
     if name == "score_function":
         assert gradient() > 0
         return
-    with pytest.raises(ValueError, match=r"each image masks 1 of its 4 patches.*'score_function'"):
+    with pytest.raises(
+        ValueError, match=r"each image masks at most 1 of its 4 patches.*'score_function'"
+    ):
         masking(pictures)
     # What it would have been.
     masking.estimator.fewest_masked = 0
@@ -134,11 +137,32 @@ def test_one_masked_patch_is_fine_where_nothing_is_learned(make):
     masking(pictures)
 
 
-def test_a_free_count_of_one_is_another_one_in_the_next_batch():
-    masking = AdversarialMasking(
-        patch_size=16, threshold=dict(type="mean", ratio_range=(0.25, 0.25))
-    )
-    assert (masking(torch.randn(4, 3, 32, 32)).mask.sum(1) == 1).all()
+@pytest.mark.parametrize("kind", ["constant", "mean"])
+def test_a_free_count_of_one_is_refused_where_no_batch_can_have_another(kind):
+    pictures = torch.randn(4, 3, 32, 32)
+
+    def masking(low, high, **options):
+        threshold = dict(type=kind, ratio_range=(low, high))
+        return AdversarialMasking(patch_size=16, threshold=threshold, **options)
+
+    with pytest.raises(ValueError, match=r"masks at most 1 of its 4.*ratio_range"):
+        masking(0.0, 0.3)(pictures)
+    masking(0.0, 0.3, estimator=dict(type="score_function"))(pictures)
+    masking(0.0, 0.3).eval()(pictures)
+    masking(0.0, 0.5)(pictures)
+
+
+def test_masks_that_are_all_drawn_at_random_are_refused_in_training():
+    pictures = torch.randn(4, 3, 32, 32)
+    for masking in (
+        AdversarialMasking(0.5, 16, random_share=1.0),
+        AdversarialMasking(0.5, 16, random_share=1.0, strength=dict(start=0, end=1)),
+    ):
+        with pytest.raises(ValueError, match="random_share=1 draws every masked patch at random"):
+            masking(pictures)
+        masking.eval()(pictures)
+    AdversarialMasking(0.5, 16, random_share=1.0, strength=0)(pictures)
+    AdversarialMasking(0.5, 16, random_share=dict(start=1.0, end=0.5))(pictures)
 
 
 def test_strategies_that_learn_nothing_take_one_masked_patch():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from amn_masking import AdversarialMasking, MaskingNetwork
-from amn_masking.strategies import HardPatchMasking
+from amn_masking.strategies import HardPatchMasking, ShuffledMasking
 from tests.helpers.pictures import images_of
 
 HALVES = {16: 8, 14: 7, 8: 4, 4: 2, 7: 1, 12: 6, 9: 3, 6: 3, 3: 1, 2: 1, 1: 1, 32: 16}
@@ -200,3 +202,61 @@ def test_a_config_s_scope_mark_is_ignored():
         strength=dict(type="linear", start=0, end=1, _scope_="mmpretrain"),
     )
     assert masking.strength == 0
+
+
+@pytest.mark.parametrize("temperature", [7.0, dict(start=1.0, end=2.0)])
+def test_a_temperature_without_standardised_logits_is_refused(temperature):
+    message = "temperature is that of standardised logits and has no part in standardise=False"
+    with pytest.raises(ValueError, match=message):
+        AdversarialMasking(0.5, 4, standardise=False, temperature=temperature)
+    masking = AdversarialMasking(0.5, 4, standardise=False)
+    masking(images_of((6, 6)))
+    masking.temperature = temperature
+    with pytest.raises(ValueError, match=message):
+        masking(images_of((6, 6)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reward", "variance_normalised"),
+        ("reward", "variance_normalized"),
+        ("gate", True),
+        ("entropy_weight", -3.0),
+        ("standardise", False),
+    ],
+)
+def test_what_was_checked_with_the_model_is_fixed(name, value):
+    """A method with normalised targets has refused reward='variance_normalised' at its start."""
+    masking = AdversarialMasking(0.5, 4)
+    before = getattr(masking, name)
+    for strategy in (masking, ShuffledMasking(masking), copy.deepcopy(masking)):
+        with pytest.raises(AttributeError, match=f"{name} is fixed when a strategy is made"):
+            setattr(strategy, name, value)
+    assert getattr(masking, name) == before
+
+
+def test_a_gain_on_the_wrong_side_of_1_is_refused():
+    for target, strength in ((1.2, -1.0), (0.8, 1.0), (1.2, dict(start=-1.0, end=-0.5))):
+        with pytest.raises(ValueError, match=f"got {target} with strength="):
+            AdversarialMasking(
+                0.5, 4, threshold=dict(type="difficulty", target_gain=target),
+                random_share=0.25, strength=strength,
+            )  # fmt: skip
+    for target, strength in ((1.2, 0.0), (0.8, 0.0), (1.2, dict(start=-1.0, end=1.0))):
+        AdversarialMasking(
+            0.5, 4, threshold=dict(type="difficulty", target_gain=target), random_share=0.25,
+            strength=strength,
+        )  # fmt: skip
+
+
+def test_difficulty_refuses_masks_without_a_patch_chosen_by_score():
+    options = dict(threshold=dict(type="difficulty"), strength=0.0)
+    with pytest.raises(ValueError, match="expected random_share > 0 all the time, and not 1"):
+        AdversarialMasking(0.5, 4, random_share=1.0, **options)
+    AdversarialMasking(0.5, 4, random_share=dict(start=1.0, end=0.5), **options)
+
+
+def test_a_temperature_of_an_estimator_that_is_a_schedule_is_refused():
+    with pytest.raises(ValueError, match="the strategy's own temperature"):
+        AdversarialMasking(estimator=dict(type="gumbel", temperature=dict(start=1.0, end=2.0)))

@@ -10,7 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amn_masking import AdversarialMasking, PatchMask, RandomMasking
+from amn_masking import (
+    AdversarialMasking,
+    CombinedAdversarialLoss,
+    PatchMask,
+    RandomMasking,
+)
 from amn_masking.strategies import (
     BlockMasking,
     RandomRatioMasking,
@@ -148,3 +153,37 @@ def test_a_batch_of_one_image_keeps_its_mask_with_one_warning():
     error = brightness(image).exp()
     strategy.total_loss(torch.zeros(()), error, patch_mask).backward()
     assert inner.network.convolutions[0].weight.grad.any()
+
+
+class Own(AdversarialMasking):
+    """A strategy of one's own, with a loss and requirements of its own."""
+
+    def total_loss(self, reconstruction, error, patch_mask):
+        return reconstruction + 7
+
+    def require(self, host, *args, **options):
+        raise ValueError(f"{host} does not suit Own")
+
+
+@pytest.mark.parametrize("wrap", [ShuffledMasking, RandomRatioMasking])
+def test_a_wrapper_is_never_a_snapshot(wrap):
+    inner = AdversarialMasking(patch_size=SIDE, strength=dict(start=-1, end=1))
+    wrapper = wrap(inner)
+    assert wrapper.schedules is inner.schedules
+    inner.loss = CombinedAdversarialLoss(lambda_adv=9.0)
+    assert wrapper.loss.lambda_adv == 9
+    wrapper.loss = CombinedAdversarialLoss(lambda_adv=3.0)
+    assert inner.loss.lambda_adv == wrapper.loss.lambda_adv == 3
+    assert [name for name, _ in wrapper.named_children()] == ["masking"]
+    wrapper.set_progress(0.75)
+    assert wrapper.progress == inner.progress
+    own = wrap(Own(patch_size=SIDE))
+    assert own.total_loss(1, None, None) == 8
+    with pytest.raises(ValueError, match="the host does not suit Own"):
+        own.require("the host", patch_size=(3, 3))
+
+
+@pytest.mark.parametrize("wrap", [ShuffledMasking, RandomRatioMasking])
+def test_a_wrapper_of_nothing_is_refused_in_a_sentence(wrap):
+    with pytest.raises(TypeError, match=r"expected masking= a MaskingStrategy.*got NoneType"):
+        wrap()

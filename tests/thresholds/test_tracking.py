@@ -302,3 +302,11 @@ def test_a_ratio_outside_the_range_is_refused(ratio, ratio_range):
 def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ValueError, match=rf"running mean, in \(0, 1\], got {rate}"):
         Tracking(rate=rate)
+
+
+def test_a_fresh_eval_masks_the_target_s_share_of_all_patches_where_some_have_no_data():
+    valid = (torch.arange(64) % 2 == 0).expand(16, -1)
+    masking = AdversarialMasking(0.4, 4, threshold=dict(type="tracking")).eval()
+    masks = masking(torch.randn(16, 3, 32, 32), valid=valid).mask
+    assert masks.mean().item() == pytest.approx(0.4, abs=0.01)
+    assert (masks[~valid] == 0).all()
