@@ -155,7 +155,7 @@ def test_the_log_goes_through_wrappers():
         type="ShuffledMasking",
         masking=dict(
             type="AdversarialMasking",
-            threshold=dict(type="difficulty"),
+            threshold=dict(type="difficulty", target_gain=0.8),
             random_share=0.5,
             strength=-0.5,
         ),
