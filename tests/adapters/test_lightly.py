@@ -365,7 +365,7 @@ def test_a_network_that_is_not_in_the_optimizer_is_warned_of(tmp_path, monkeypat
         def configure_optimizers(self):
             return torch.optim.SGD([*self.backbone.parameters(), *self.predict.parameters()], 0.1)
 
-    monkeypatch.setattr(watch, "STEPS", 4)
+    monkeypatch.setattr(watch, "STEPS_TO_MOVE", 4)
     with pytest.warns(UserWarning, match="weights have not moved in 4.*to the optimizer"):
         fit(tmp_path, Forgotten(adversarial()), 5)
 

@@ -213,7 +213,7 @@ def test_the_masking_network_is_loaded_as_the_docs_say(tmp_path):
 
 def test_a_network_that_is_not_in_the_optimizer_is_warned_of(tmp_path, monkeypatch):
     """The strategy came after the optimizer."""
-    monkeypatch.setattr(watch, "STEPS", 6)
+    monkeypatch.setattr(watch, "STEPS_TO_MOVE", 6)
     model = build()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model.masking = adversarial()

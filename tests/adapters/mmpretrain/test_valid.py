@@ -169,7 +169,7 @@ def test_a_run_on_pictures_with_holes(photos_config, say):
         dict(type="MaskingPicturesHook", interval=1),
     ]
     if not say:
-        with pytest.raises(ValueError, match="in mmpretrain by the data samples' field 'valid'"):
+        with pytest.raises(ValueError, match="in mmpretrain the samples' 'valid'"):
             train(photos_config, custom_hooks=hooks[:1])
         return
     runner = train(photos_config, custom_hooks=hooks)
