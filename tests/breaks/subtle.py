@@ -217,7 +217,7 @@ SUBTLE = (
         CORE + "thresholds/base.py",
         "                noise = noise.masked_fill(~self.valid, 2.0)\n",
         "                pass\n",
-        "thresholds strategies",
+        "laws/test_valid.py thresholds",
     ),
     Break(
         "patches without data count in the mean score",
@@ -302,7 +302,7 @@ SUBTLE = (
         CORE + "estimators/score_function.py",
         "        logits = logits.masked_fill(~patch_mask.valid, NEVER)\n",
         "        pass\n",
-        "estimators strategies",
+        "laws/test_valid.py laws/test_valid_gradient.py estimators",
     ),
     Break(
         "ranking learns from patches that were not masked",
@@ -317,7 +317,7 @@ SUBTLE = (
         CORE + "strategies/adversarial.py",
         "self.random_share if self.training else 0.0,",
         "self.random_share,",
-        "strategies",
+        "laws/test_eval.py strategies",
     ),
     Break(
         "the strength scales the value and not the gradient",
