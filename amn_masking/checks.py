@@ -97,3 +97,17 @@ def check_grid_of(
             f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it "
             f"from the same images with a strategy of patch_size={patch_size}"
         )
+
+
+def check_honoured(valid: Tensor | None, of_mask: Tensor | None, strategy: str) -> None:
+    """Refuse a mask that says nothing of the patches without data that its strategy was given.
+
+    Raises:
+        ValueError: ``valid`` was given, and the mask has none.
+    """
+    if valid is not None and of_mask is None:
+        raise ValueError(
+            f"{strategy} was given valid=, but its PatchMask has no `valid`, so patches without "
+            "data would be masked and counted; set it in the mask (RankedMasking does), or give "
+            "images without holes"
+        )

@@ -37,7 +37,8 @@ def build(
         base: the class that the part has to have.
         known: classes by name.
         role: the name of the argument, for messages.
-        defaults: arguments that are used where the class takes them and the config is silent.
+        defaults: arguments that are used where the config is silent and the class takes them; one's
+            own only where it has no default for them.
 
     Raises:
         ValueError: no or an unknown type.
@@ -80,7 +81,10 @@ def build(
             f"{role} {kind!r} does not take {', '.join(unknown)}; it takes "
             f"{', '.join(parameters) or 'no arguments'}{owner if 'mask_ratio' in unknown else ''}"
         )
-    config = {name: defaults[name] for name in parameters if name in defaults} | config
+    # A class of one's own that has a default of its own keeps it.
+    ours = cls in known.values()
+    wanted = [name for name, p in parameters.items() if ours or p.default is p.empty]
+    config = {name: defaults[name] for name in wanted if name in defaults} | config
     needed = [name for name, p in parameters.items() if p.default is p.empty]
     if missing := [name for name in needed if name not in config]:
         raise TypeError(f"{role} {kind!r} expected {', '.join(missing)}, got {dict(given)}")

@@ -80,6 +80,10 @@ class CombinedAdversarialLoss(nn.Module):
         self.score_weighted = score_weighted
         self.channel = 1 if channel is None else channel
 
+    def settings(self) -> tuple[object, ...]:
+        """All that it was told, to compare."""
+        return self.criterion, self.lambda_adv, self.reconstruct, self.score_weighted, self.channel
+
     def forward(
         self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None
     ) -> Tensor:

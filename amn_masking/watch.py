@@ -106,7 +106,7 @@ class TrainingWatch:
             self.start = weight._version, weight.detach().clone()
         if self.steps < STEPS and logits.requires_grad:
             logits.register_hook(self.felt)
-        if self.steps == STEPS and self.objectives == 0:
+        if self.steps == STEPS and self.objectives == 0 and self.gradient is None:
             self.start = None
             warnings.warn(
                 f"{STEPS} training masks were made, but none of them reached a loss that trains "

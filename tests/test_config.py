@@ -55,6 +55,7 @@ def test_defaults_are_given_to_those_that_take_them_and_say_nothing():
     assert made(dict(type="mean"), scale=0.7, other=1).scale == 0.7
     assert made(dict(type="mean", scale=0.8), scale=0.7).scale == 0.8
     assert made(dict(type=Own), least=0.3).least == 0.3
+    assert made(dict(type=Own, least=0.3), most=0.5).most == 0.9  # which the class says itself
 
 
 def test_the_config_is_not_changed():

@@ -152,6 +152,12 @@ class Brightness(nn.Module):
 
 
 FINE = {
+    "all at random for long": lambda: Training(
+        masking(
+            estimator=dict(type="score_function"),
+            random_share=dict(start=1.0, end=0.5, begin=0.95, until=1.0),
+        )
+    ),
     "as it should be": lambda: Training(masking()),
     "Adam": lambda: Training(masking(), optimizer=torch.optim.Adam),
     "gradient accumulation": lambda: Training(masking(), accumulate=16),

@@ -120,9 +120,10 @@ class Curve(NamedTuple):
 
 
 LOGISTIC = Curve(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), torch.logit)
-# That a clock of rate exp(x) has rung by time 1: 1 - exp(-exp(x)).
+# That a clock of rate exp(x) has rung by time 1: 1 - exp(-exp(x)). From 20 on it is 1 in any
+# precision; further on exp(x) overflows, and the gradient would be 0 times infinity.
 RUNG = Curve(
-    lambda x: -torch.expm1(-x.exp()),
+    lambda x: -torch.expm1(-x.clamp(max=20).exp()),
     lambda x: (x - x.exp()).exp(),
     lambda share: torch.log(-torch.log1p(-share)),
 )

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from amn_masking.checks import check_finite
 from amn_masking.config import build
-from amn_masking.counts import count_range
+from amn_masking.counts import count_masked, count_range
 from amn_masking.estimators import ESTIMATORS, Estimator, ScoreFunction
 from amn_masking.learned import LearnedMask
 from amn_masking.losses import CombinedAdversarialLoss
@@ -107,6 +107,7 @@ class AdversarialMasking(MaskingStrategy):
         >>> masking.total_loss(error.mean(), error, patch_mask).backward()  # reaches both networks
     """
 
+    unsaid: tuple[object, ...] | None  # settings of a loss that the user said nothing about
     strength = Scheduled(-1.0, 1.0)
     random_share = Scheduled(0.0, 1.0)
     temperature = Scheduled(0.0, math.inf, inside=True)
@@ -136,8 +137,9 @@ class AdversarialMasking(MaskingStrategy):
         self.threshold = build(threshold, Threshold, THRESHOLDS, "threshold")
         self.estimator = build(estimator, Estimator, ESTIMATORS, "estimator")  # type: ignore[type-abstract]
         losses = {"CombinedAdversarialLoss": CombinedAdversarialLoss}
-        self.loss = build(loss, CombinedAdversarialLoss, losses, "loss")
-        self.own_loss = loss is not None
+        self.give_default_loss(build(loss, CombinedAdversarialLoss, losses, "loss"))
+        if loss is not None:
+            self.unsaid = None
         if mask_ratio is not None:
             self.mask_ratio = mask_ratio
         self.strength = strength
@@ -148,6 +150,16 @@ class AdversarialMasking(MaskingStrategy):
         self.entropy_weight = entropy_weight
         self.gate = gate
         self.check()
+
+    def give_default_loss(self, loss: CombinedAdversarialLoss) -> None:
+        """What a host does that has a loss of its own for a strategy that was given none."""
+        self.loss = loss
+        self.unsaid = loss.settings()
+
+    @property
+    def own_loss(self) -> bool:  # type: ignore[override]
+        """Whether the loss was given, set or changed by the user."""
+        return self.loss is not None and self.loss.settings() != self.unsaid
 
     @property
     def free_counts(self) -> bool:  # type: ignore[override]
@@ -236,7 +248,8 @@ class AdversarialMasking(MaskingStrategy):
         if trains:
             self.check_degenerate(chosen)
             self.mask_made()
-            self.watch.taught(self.network, logits, self.strength)
+            if self.random_share < 1:
+                self.watch.taught(self.network, logits, self.strength)
         scale, variance = None, None
         if self.reward == "variance_normalised":
             scale = reward_scale(images, grid, valid)
@@ -280,12 +293,21 @@ class AdversarialMasking(MaskingStrategy):
                 "random_share=1 draws every masked patch at random, and the network would learn "
                 "nothing; lower it, move it by a schedule, or say strength=0"
             )
-        count = chosen.num_patches - chosen.num_visible
         if self.free_counts:
-            count = count_range(chosen.num_patches, self.threshold.ratio_range)[1]
+            most = count_range(chosen.num_patches, self.threshold.ratio_range)[1]
+            self.check_enough(most, chosen.num_patches)
+
+    def check_counts(self, num_patches: int, *ratios: float) -> None:
+        super().check_counts(num_patches, *ratios)
+        if self.training and torch.is_grad_enabled() and not self.free_counts:
+            for ratio in ratios:
+                self.check_enough(count_masked(num_patches, ratio), num_patches)
+
+    def check_enough(self, count: int, num_patches: int) -> None:
+        """Raise ValueError if nothing can be learned from images of which so many are masked."""
         if count < self.estimator.fewest_masked:
             raise ValueError(
-                f"each image masks at most {count} of its {chosen.num_patches} patches, but "
+                f"each image masks at most {count} of its {num_patches} patches, but "
                 f"estimator {type(self.estimator).__name__} compares the patches of one image and "
                 f"its gradient would be 0 below {self.estimator.fewest_masked}; raise mask_ratio "
                 "(or the threshold's ratio_range), take larger images or smaller patches, or "

@@ -278,9 +278,15 @@ class MaskingStrategy(nn.Module):
             )
         h, w = grid_size(images.shape[2], images.shape[3], self.patch_size)
         if (ratio := self.schedules.get("mask_ratio")) is not None:
-            for end in (ratio.start, ratio.end):
-                count_visible(h * w, end)
+            self.check_counts(h * w, ratio.start, ratio.end)
+        elif self.takes_ratio:
+            self.check_counts(h * w, self.mask_ratio)
         return h, w
+
+    def check_counts(self, num_patches: int, *ratios: float) -> None:
+        """Raise ValueError where one of these ratios leaves no patch visible, or masks none."""
+        for ratio in ratios:
+            count_visible(num_patches, ratio)
 
     def valid_patches(self, valid: Tensor | None, images: Tensor) -> Tensor | None:
         """``(B, L)`` bool from a mask of patches or of pixels; None where none was given.

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from amn_masking.counts import check_ratio_range, count_visible
+from amn_masking.checks import check_honoured
+from amn_masking.counts import check_ratio_range
 from amn_masking.mask import PatchMask
 from amn_masking.noise import uniform
 from amn_masking.strategies.base import MaskingStrategy
@@ -88,7 +89,9 @@ class WrappedMasking(MaskingStrategy):
         """The other strategy's mask; one that does not know ``valid`` is not given it in vain."""
         if valid is None:
             return self.masking(images, generator)
-        return self.masking(images, generator, valid)
+        patch_mask = self.masking(images, generator, valid)
+        check_honoured(valid, patch_mask.valid, type(self.masking).__name__)
+        return patch_mask
 
     def set_progress(
         self, progress: float, iteration: float | None = None, epoch: float | None = None
@@ -103,6 +106,9 @@ class WrappedMasking(MaskingStrategy):
 
     def check_takes_ratio(self) -> None:
         self.masking.check_takes_ratio()
+
+    def check_counts(self, num_patches: int, *ratios: float) -> None:
+        self.masking.check_counts(num_patches, *ratios)
 
     def require(self, host: str, *args: Any, **options: Any) -> None:
         self.masking.require(host, *args, **options)
@@ -170,8 +176,8 @@ class RandomRatioMasking(WrappedMasking):
         low, high = self.ratio_range
         h, w = self.grid(images)
         self.check()
-        for end in self.ratio_range:  # at once, and not when it happens to be drawn
-            count_visible(h * w, end)
+        # At once, and not when it happens to be drawn.
+        self.masking.check_counts(h * w, *self.ratio_range)
         share = 0.5
         if self.training:
             # The host has to know how many patches are left, so it draws from its own generator.

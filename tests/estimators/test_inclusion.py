@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from amn_masking import AdversarialMasking
 from amn_masking.estimators import Inclusion, ScoreFunction, StraightThrough
 from amn_masking.estimators.inclusion import inclusion_probabilities
 from amn_masking.mask import PatchMask
@@ -187,3 +188,12 @@ def test_where_patches_do_not_interact_it_points_where_the_exact_gradient_does(s
     assert mine > 0.93
     assert mine > cosine(StraightThrough(), reward, gradient)
     assert cosine(ScoreFunction(), reward, gradient) > 0.99
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.02, 0.001])
+def test_the_gradient_stays_a_number_where_one_patch_is_far_from_the_others(temperature):
+    masking = AdversarialMasking(0.75, 4, dict(channels=4), temperature=temperature)
+    images = torch.zeros(2, 3, 32, 32)
+    images[:, :, :4, :4] = 5.0
+    masking(images).learned.objective(torch.rand(2, 64)).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in masking.parameters())

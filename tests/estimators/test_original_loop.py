@@ -33,7 +33,9 @@ def train(steps=1000, seed=0, batch=32, **options):
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed + 1000)
     model = TinyMAE()
-    masking = AdversarialMasking(patch_size=PATCH, network=dict(channels=16), **options)
+    masking = AdversarialMasking(
+        patch_size=PATCH, network=dict(channels=16, downsample=1), **options
+    )
     optimizer = torch.optim.Adam([*model.parameters(), *masking.parameters()], lr=1e-3)
     criterion = CombinedAdversarialLoss()
     ratios = []

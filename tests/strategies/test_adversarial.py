@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from amn_masking import AdversarialMasking, MaskingNetwork
-from amn_masking.strategies import HardPatchMasking, ShuffledMasking
+from amn_masking import AdversarialMasking, CombinedAdversarialLoss, MaskingNetwork
+from amn_masking.strategies import HardPatchMasking, RandomRatioMasking, ShuffledMasking
 from tests.helpers.pictures import images_of
 
 HALVES = {16: 8, 14: 7, 8: 4, 4: 2, 7: 1, 12: 6, 9: 3, 6: 3, 3: 1, 2: 1, 1: 1, 32: 16}
@@ -260,3 +260,44 @@ def test_difficulty_refuses_masks_without_a_patch_chosen_by_score():
 def test_a_temperature_of_an_estimator_that_is_a_schedule_is_refused():
     with pytest.raises(ValueError, match="the strategy's own temperature"):
         AdversarialMasking(estimator=dict(type="gumbel", temperature=dict(start=1.0, end=2.0)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdversarialMasking(dict(start=0.5, end=0.05), 16),
+        lambda: AdversarialMasking(0.05, 16),
+        lambda: RandomRatioMasking(AdversarialMasking(), (0.05, 0.3)),
+        lambda: ShuffledMasking(AdversarialMasking(dict(start=0.05, end=0.5), 16)),
+    ],
+)
+def test_a_ratio_of_which_nothing_can_be_learned_is_refused_at_the_first_mask(make):
+    images = torch.randn(2, 3, 64, 64)
+    masking = make()
+    with pytest.raises(ValueError, match="at most 1 of its 16"):
+        masking(images)
+    make().eval()(images)
+    with torch.no_grad():
+        make()(images)
+
+
+def test_a_loss_counts_as_the_user_s_own_when_it_is_given_set_or_changed():
+    assert not AdversarialMasking().own_loss
+    assert AdversarialMasking(loss=dict(lambda_adv=0.5)).own_loss
+    changed, replaced = AdversarialMasking(), AdversarialMasking()
+    changed.loss.lambda_adv = 3.0
+    replaced.loss = CombinedAdversarialLoss(lambda_adv=9.0)
+    images = torch.randn(2, 3, 64, 64)
+    for masking in (changed, replaced, ShuffledMasking(changed)):
+        assert masking.own_loss
+        with pytest.raises(ValueError, match="another CombinedAdversarialLoss"):
+            CombinedAdversarialLoss()(torch.rand(2, 16, 4), torch.rand(2, 16, 4), masking(images))
+
+
+def test_a_network_of_one_s_own_keeps_its_own_defaults():
+    class Own(torch.nn.Conv2d):
+        def __init__(self, downsample=False):
+            super().__init__(3, 1, 1)
+            self.downsample = downsample
+
+    assert AdversarialMasking(network=dict(type=Own)).network.downsample is False

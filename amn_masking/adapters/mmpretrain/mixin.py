@@ -21,11 +21,12 @@ from amn_masking.adapters.mmpretrain.patch_error import patch_error, seen_by_los
 from amn_masking.adapters.mmpretrain.proof import check_asked, compared
 from amn_masking.adapters.mmpretrain.ranks import warn_if_ranks_draw_alike
 from amn_masking.adapters.mmpretrain.valid import fill_invalid, valid_of
+from amn_masking.checks import check_honoured
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics
 from amn_masking.patches import patch_statistics, patchify, unpatchify
-from amn_masking.strategies import MaskingStrategy
+from amn_masking.strategies import AdversarialMasking, MaskingStrategy
 
 EXPECTED = "'AdversarialMasking', 'RandomMasking' or another strategy"
 
@@ -109,9 +110,8 @@ class MaskedMethod(MaskableMethod):
             return
         loss = CombinedAdversarialLoss(**defaults["loss"])
         for strategy in masking.modules():  # a wrapper has the loss of the strategy in it
-            learns = isinstance(strategy, MaskingStrategy) and strategy.loss is not None
-            if learns and not strategy.own_loss:
-                strategy.loss = loss
+            if isinstance(strategy, AdversarialMasking) and not strategy.own_loss:
+                strategy.give_default_loss(loss)
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -137,14 +137,20 @@ class MaskedMethod(MaskableMethod):
         self.built_ratio = ratio
         self.masking.default_ratio = ratio
 
-    def make_mask(self, images: Tensor, data_samples: Sequence[DataSample] = ()) -> PatchMask:
+    def make_mask(
+        self, images: Tensor, data_samples: Sequence[DataSample] | None = None
+    ) -> PatchMask:
         """The strategy's mask of ``(B, C, H, W)`` images.
 
         The data samples may say by their field ``valid`` where there is no data, see
         :func:`~amn_masking.adapters.mmpretrain.valid.valid_of`.
         """
-        valid = valid_of(data_samples, images)
-        return self.masking(images) if valid is None else self.masking(images, valid=valid)
+        valid = valid_of(data_samples or (), images)
+        if valid is None:
+            return self.masking(images)
+        patch_mask = self.masking(images, valid=valid)
+        check_honoured(valid, patch_mask.valid, type(self.masking).__name__)
+        return patch_mask
 
     def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
         """Context in which the method uses ``patch_mask`` in place of a mask that it makes."""
@@ -208,7 +214,7 @@ class MaskedMethod(MaskableMethod):
             seen_by_loss(self.loss_module, patch_mask) as calls,
         ):
             losses = super().loss(inputs, samples, **kwargs)
-        check_asked(self, samples)
+        check_asked(self, samples or [])
         self.proved = True
         return losses, calls
 

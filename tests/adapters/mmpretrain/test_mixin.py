@@ -244,6 +244,20 @@ def test_a_loss_that_was_given_to_an_object_stays():
         assert build(masking=masking, head=head).masking.loss.criterion == criterion
 
 
+def test_a_loss_that_was_changed_on_an_object_stays():
+    for change in (dict(lambda_adv=3.0), dict(score_weighted=False)):
+        masking = AdversarialMasking(patch_size=8)
+        for name, value in change.items():
+            setattr(masking.loss, name, value)
+        kept = build(masking=masking).masking.loss
+        assert all(getattr(kept, name) == value for name, value in change.items())
+
+
+def test_without_data_samples_it_trains_as_stock_does():
+    images = torch.randn(2, 3, 32, 32)
+    assert build(masking=dict(type="AdversarialMasking"))(images, mode="loss")["loss"].isfinite()
+
+
 def test_features_do_not_depend_on_the_strategy():
     images = torch.randn(2, 3, 32, 32)
     plain, ours = build().eval(), build(masking=dict(type="AdversarialMasking")).eval()

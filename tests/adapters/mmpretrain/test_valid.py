@@ -18,6 +18,7 @@ from mmpretrain.structures import DataSample
 from amn_masking import MaskingStrategy, RandomMasking
 from amn_masking.adapters.mmpretrain.valid import valid_of
 from amn_masking.patches import spread_to_pixels
+from amn_masking.strategies import ShuffledMasking
 from tests.helpers import small_mae
 from tests.helpers.runner import train
 from tests.methods.matrix import LEARNED, build
@@ -97,6 +98,26 @@ def test_a_mask_of_one_s_own_that_says_valid_is_honoured():
     patch_mask, pictures = model.reconstruct(images)
     assert not patch_mask.mask[:, 0].any()
     assert torch.isfinite(pictures).all()
+
+
+class Deaf(MaskingStrategy):
+    """Takes ``valid`` and forgets it."""
+
+    takes_ratio = True
+
+    def forward(self, images, generator=None, valid=None):
+        return RandomMasking(self.mask_ratio, self.patch_size)(images)
+
+
+@pytest.mark.parametrize("wrap", [lambda own: own, ShuffledMasking])
+def test_a_strategy_of_one_s_own_that_forgets_valid_is_refused(wrap):
+    model = small_mae.build(masking=wrap(Deaf(8, 0.5)))
+    images, samples, _ = holed(
+        torch.randn(2, 3, 32, 32), [DataSample() for _ in range(2)], (4, 4), 0.0
+    )
+    samples[1] = samples[0]  # alike, as ShuffledMasking wants them
+    with pytest.raises(ValueError, match="Deaf was given valid=, but its PatchMask has no"):
+        model.loss(images, samples)
 
 
 def test_pixels_say_the_same_as_patches():

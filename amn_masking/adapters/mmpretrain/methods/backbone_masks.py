@@ -205,8 +205,10 @@ class MixMIM(MaskedMethod, selfsup.MixMIM):
     def patch_size(self) -> tuple[int, int]:
         return (self.backbone.encoder_stride, self.backbone.encoder_stride)
 
-    def make_mask(self, images: Tensor, data_samples: Sequence[DataSample] = ()) -> PatchMask:
-        return super().make_mask(images[:1], data_samples[:1])
+    def make_mask(
+        self, images: Tensor, data_samples: Sequence[DataSample] | None = None
+    ) -> PatchMask:
+        return super().make_mask(images[:1], data_samples and data_samples[:1])
 
     def check_mask(self, patch_mask: PatchMask, images: Tensor) -> None:
         super().check_mask(patch_mask, images[:1])
