@@ -76,7 +76,9 @@ def test_a_killed_study_goes_on_and_has_each_run_once(tmp_path):
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_workers_end_with_a_study_that_is_killed_in_the_middle_of_a_run(name):
     script = (
-        "import os, time; from benchmarks.study import pool\n"
+        "import os, signal, time; from benchmarks.study import pool\n"
+        # What a shell starts in the background is deaf to it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "if __name__ == '__main__':\n"
         "    with pool.workers(2) as workers:\n"
         "        print(workers.submit(os.getpid).result(), flush=True)\n"
