@@ -87,8 +87,10 @@ def check(found, strength, estimator="straight_through", threshold="mean"):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strength", [1.0, -1.0])
-@pytest.mark.parametrize("noise", [0.0, 1.0])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("seed", "noise"),
+    [(0, 0.0), (1, 0.0), (2, 0.0), (0, 1.0)] + ([(1, 1.0), (2, 1.0)] if THOROUGH else []),
+)
 def test_the_original_loop_to_the_letter(seed, noise, strength):
     found = train(
         seed=seed,

@@ -117,7 +117,8 @@ def test_a_combined_loss_in_the_head_equals_one_in_the_strategy(label, photos):
     expected = step(model, inputs, samples)
     model, inputs, samples = build(label, photos, masking=LEARNED)
     stock = model.loss_module
-    model.masking.own_loss = False  # as where the config has no masking.loss
+    # As where the config has no masking.loss.
+    model.masking.give_default_loss(model.masking.loss)
     combined = CombinedAdversarialLoss(model.masking.loss.criterion, channel=stock.channel)
     if label == "SparK":
         model.head.loss = combined
