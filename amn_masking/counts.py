@@ -67,6 +67,24 @@ def count_range(length: int, ratio_range: tuple[float, float]) -> tuple[int, int
     return least, most
 
 
+def check_enough_valid(valid: Tensor, num_masked: int | Tensor) -> None:
+    """Raise ValueError where an image has no more valid patches than are to be masked.
+
+    Args:
+        valid: ``(B, L)`` bool.
+        num_masked: one count for all images, or ``(B, 1)``.
+    """
+    number = valid.sum(1, keepdim=True)
+    short = (number <= num_masked) | (number < 2)
+    if bool(short.any()):
+        rows = short.flatten().nonzero().flatten().tolist()
+        raise ValueError(
+            f"each image needs more valid patches than are masked, but images {rows} of the "
+            f"batch have {number[rows, 0].tolist()} valid of {valid.shape[1]} patches; "
+            "lower mask_ratio, take a threshold with free counts, or leave these images out"
+        )
+
+
 def longest_row(visible_counts: Tensor) -> tuple[int, Tensor | None]:
     """The largest count, and the counts themselves, or None where all are equal.
 

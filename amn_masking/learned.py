@@ -17,7 +17,7 @@ class LearnedMask:
     """The choice of a masking network, with the gradient that trains it.
 
     Attributes:
-        chosen: the hard mask of the patches that were chosen.
+        chosen: the hard mask of the patches that were chosen: those that are predicted.
         logits: ``(B, L)`` the patch logits that the mask came from, carrying the (reversed)
             gradient to the masking network. Larger is masked first.
         surrogate: ``(B, L)`` float32, equal to ``chosen.mask`` bit for bit. Its gradient is the

@@ -27,9 +27,10 @@ class LossTerms(NamedTuple):
 class CombinedAdversarialLoss(nn.Module):
     """total = R + lambda_adv * A + lambda_adv * objective.
 
-    With m the mask (1 = masked), l the per-patch error and s the patch scores::
+    With m the predicted patches (the masked ones, less those that ``prediction_ratio`` leaves out),
+    l the per-patch error and s the patch scores::
 
-        R = sum(m l) / sum(m)          over the batch, or over all patches
+        R = sum(m l) / sum(m)          over the batch, or over all patches but those left out
         A = sum(m w l) / sum(m w)      per image, then their mean; w = sg(s), or 1; on R's scale
         objective                      the estimator's; value 0, gradient reversed
 
@@ -117,9 +118,10 @@ class CombinedAdversarialLoss(nn.Module):
             adversarial = self._mean(error, mask)
             reconstruction = self._mean(error, None) if everywhere else adversarial
             return LossTerms(reconstruction, adversarial, torch.zeros_like(adversarial))
-        hard, counts = mask.mask, mask.valid if everywhere else mask.mask
+        hard = mask.predicted
+        counts = mask.counted if everywhere else hard
         if in_pixels := isinstance(pred, Tensor) and pred.dim() == 4:
-            hard = mask.pixel_mask(*pred.shape[-2:])
+            hard = spread_to_pixels(hard, mask.grid, *pred.shape[-2:])
             counts = (
                 None if counts is None else spread_to_pixels(counts, mask.grid, *hard.shape[2:])
             )
@@ -130,8 +132,8 @@ class CombinedAdversarialLoss(nn.Module):
             # or lambda_adv would weigh less than it says.
             per_patch = per_patch * ((error.shape[1] if in_pixels else 1) / self.channel)
         adversarial, objective = self.adversarial_terms(per_patch, mask)
-        if everywhere and mask.valid is not None:
-            reconstruction = masked_mean(per_patch, mask.valid)
+        if everywhere and mask.counted is not None:
+            reconstruction = masked_mean(per_patch, mask.counted)
         else:
             reconstruction = self._mean(error, None if everywhere else hard)
         return LossTerms(reconstruction, adversarial, objective)
@@ -147,7 +149,7 @@ class CombinedAdversarialLoss(nn.Module):
             ValueError: the error is not one number per patch of this mask; or the strategy that
                 made the mask has weights of its own.
         """
-        mask = patch_mask.mask
+        mask = patch_mask.predicted
         if error.shape != mask.shape:
             raise ValueError(
                 f"expected a per-patch error of shape (B, L) = {tuple(mask.shape)}, got "

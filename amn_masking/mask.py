@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from amn_masking.checks import check_grid_of, check_tensor, check_tokens
 from amn_masking.counts import longest_row
@@ -38,6 +39,9 @@ class PatchMask:
         valid: ``(B, L)`` bool, False at patches without data, which are never masked; None if
             every patch is valid.
         learned: what a learning strategy made beside the mask; None if nothing is learned.
+        num_predicted: masked patches of each image that are predicted, P; the others are left out:
+            no one sees them and no one predicts them. In ``ids_shuffle`` the predicted come before
+            the left out. None where a ``prediction_ratio`` was not asked for: all are predicted.
 
     Example:
         >>> import torch
@@ -58,6 +62,7 @@ class PatchMask:
     visible_counts: Tensor | None = None
     valid: Tensor | None = None
     learned: LearnedMask | None = None
+    num_predicted: int | None = None
 
     @classmethod
     def from_shuffle(
@@ -67,6 +72,7 @@ class PatchMask:
         grid: tuple[int, int],
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
+        num_predicted: int | None = None,
     ) -> PatchMask:
         """The mask that keeps the first patches of each row of ``ids_shuffle``, ``(B, L)`` int64, a
         permutation of ``0..L-1``; the arguments are as the attributes.
@@ -74,7 +80,10 @@ class PatchMask:
         ids_restore = invert_permutation(ids_shuffle)
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
         mask = (ids_restore >= first_masked).to(torch.float32)
-        return cls(mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid)
+        return cls(
+            mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid,
+            num_predicted=num_predicted,
+        )  # fmt: skip
 
     @classmethod
     def in_order(
@@ -84,16 +93,27 @@ class PatchMask:
         grid: tuple[int, int],
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
+        predicted: Tensor | None = None,
+        num_predicted: int | None = None,
     ) -> PatchMask:
         """The mask of ``hidden``, ``(B, L)`` bool, True = masked, of the counts that the other
-        arguments, as the attributes, say. The visible patches, and after them the masked ones, are
-        in the order of the grid; found by counting, without a sort.
+        arguments, as the attributes, say; ``predicted`` is bool. The visible patches, after them
+        the predicted and last those that are left out, are in the order of the grid each; found by
+        counting, without a sort.
         """
         first_masked = num_visible if visible_counts is None else visible_counts[:, None]
         shown = ~hidden
-        ids_restore = torch.where(shown, shown.cumsum(1) - 1, first_masked - 1 + hidden.cumsum(1))
+        first = hidden if predicted is None else predicted
+        ids_restore = torch.where(shown, shown.cumsum(1) - 1, first_masked - 1 + first.cumsum(1))
+        if predicted is not None and num_predicted is not None:
+            left_out = hidden & ~predicted
+            last = num_visible + num_predicted - 1 + left_out.cumsum(1)
+            ids_restore = torch.where(left_out, last, ids_restore)
         ids_shuffle, mask = invert_permutation(ids_restore), hidden.to(torch.float32)
-        return cls(mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid)
+        return cls(
+            mask, ids_shuffle, ids_restore, num_visible, grid, visible_counts, valid,
+            num_predicted=num_predicted,
+        )  # fmt: skip
 
     @classmethod
     def from_mask(cls, mask: Tensor, grid: tuple[int, int] | None = None) -> PatchMask:
@@ -165,6 +185,29 @@ class PatchMask:
     def num_patches(self) -> int:
         """Patches per image, L."""
         return self.mask.shape[1]
+
+    @property
+    def num_left_out(self) -> int:
+        """Masked patches of each image that are not predicted."""
+        if self.num_predicted is None:
+            return 0
+        return self.num_patches - self.num_visible - self.num_predicted
+
+    @property
+    def predicted(self) -> Tensor:
+        """``(B, L)`` float32, 1 at the patches that are predicted: masked and not left out."""
+        if self.num_left_out == 0:
+            return self.mask
+        decoded = self.ids_restore < self.num_patches - self.num_left_out
+        return self.mask * decoded
+
+    @property
+    def counted(self) -> Tensor | None:
+        """``(B, L)`` bool, False where there is no data or no prediction; None for all patches."""
+        if self.num_left_out == 0:
+            return self.valid
+        decoded = self.ids_restore < self.num_patches - self.num_left_out
+        return decoded if self.valid is None else decoded & self.valid
 
     @property
     def ids_keep(self) -> Tensor:
@@ -242,6 +285,45 @@ class PatchMask:
         rest = filler.expand(batch, self.num_patches - self.num_visible, dim)
         tokens = torch.cat([visible, rest], dim=1)
         return tokens.gather(1, self.ids_restore[:, :, None].expand(-1, -1, dim))
+
+    def gather_decoded(self, tokens: Tensor) -> Tensor:
+        """Keep the tokens that a decoder needs: the visible ones and the predicted ones.
+
+        Call it behind :meth:`scatter` and the positions, and :meth:`scatter_decoded` behind the
+        decoder. Where nothing is left out both return what they were given.
+
+        Args:
+            tokens: ``(B, L, D)``, without prefix tokens.
+
+        Returns:
+            ``(B, N + P, D)``, the visible ones first.
+
+        Raises:
+            ValueError: the tokens are not one per patch of this mask.
+        """
+        check_tokens(self, tokens, self.num_patches, "L")
+        if self.num_left_out == 0:
+            return tokens
+        ids = self.ids_shuffle[:, : self.num_patches - self.num_left_out]
+        return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+    def scatter_decoded(self, decoded: Tensor) -> Tensor:
+        """Put a decoder's output back in place, and 0 where a patch was left out.
+
+        Args:
+            decoded: ``(B, N + P, D)``, as :meth:`gather_decoded` orders them.
+
+        Returns:
+            ``(B, L, D)``.
+
+        Raises:
+            ValueError: the tokens are not one per visible and predicted patch of this mask.
+        """
+        check_tokens(self, decoded, self.num_patches - self.num_left_out, "N + P")
+        if self.num_left_out == 0:
+            return decoded
+        tokens = F.pad(decoded, (0, 0, 0, self.num_left_out))
+        return tokens.gather(1, self.ids_restore[:, :, None].expand(-1, -1, tokens.shape[2]))
 
     check_grid = check_grid_of  # a method, written beside the other refusals
 

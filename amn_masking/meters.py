@@ -20,9 +20,10 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
 
     Returns:
         ``mask_ratio``, ``mask_ratio_min``, ``mask_ratio_max``: share of masked patches, over the
-        images of the batch. For a learned mask also ``score_spread``: standard deviation of an
-        image's valid patch scores, before they are standardised, mean over the batch; and
-        ``threshold``: mean of the images' thresholds.
+        images of the batch; ``prediction_ratio``: of predicted ones, where it was asked for. For a
+        learned mask also ``score_spread``: standard deviation of an image's valid patch scores,
+        before they are standardised, mean over the batch; and ``threshold``: mean of the images'
+        thresholds.
 
     Example:
         >>> import torch
@@ -36,6 +37,8 @@ def mask_statistics(patch_mask: PatchMask) -> dict[str, Tensor]:
         "mask_ratio_min": ratio.min(),
         "mask_ratio_max": ratio.max(),
     }
+    if patch_mask.num_predicted is not None:
+        statistics["prediction_ratio"] = patch_mask.predicted.mean()
     if (learned := patch_mask.learned) is not None:
         scores, valid = learned.patch_scores, patch_mask.valid
         variance = image_means((scores - image_means(scores, valid)).square(), valid)
@@ -50,7 +53,7 @@ def adversarial_gain(
     patch_mask: PatchMask,
     generator: Generator | None = None,
 ) -> Tensor:
-    """How much harder these masks are than random ones: masked error over masked error.
+    """How much harder these masks are than random ones: error over error of the predicted patches.
 
     Args:
         error_under: gives the ``(B, L)`` error of each patch of one batch under a mask.
@@ -58,8 +61,8 @@ def adversarial_gain(
         generator: source of the random positions, on the mask's device.
 
     Returns:
-        A scalar: the mean error of the masked patches, over the same under masks that hide as many
-        patches of each image at uniformly random positions. Above 1 = harder.
+        A scalar: the mean error of the predicted patches, over the same under masks that hide and
+        predict as many patches of each image at uniformly random positions. Above 1 = harder.
 
     Example:
         >>> import torch
@@ -69,20 +72,25 @@ def adversarial_gain(
         True
     """
     learned, random = (
-        masked_mean(error_under(masks), masks.mask)
+        masked_mean(error_under(masks), masks.predicted)
         for masks in (patch_mask, at_random(patch_mask, generator))
     )
     return learned / random
 
 
 def at_random(patch_mask: PatchMask, generator: Generator | None = None) -> PatchMask:
-    """Masks that hide as many patches of each image, at uniformly random valid positions."""
+    """Masks that hide and predict as many patches of each image, at random valid positions."""
     mask, valid = patch_mask.mask, patch_mask.valid
     noise = uniform(mask.shape, mask.device, generator)
     if valid is not None:
         noise = noise.masked_fill(~valid, -1.0)
     return PatchMask.from_shuffle(
-        noise.argsort(1), patch_mask.num_visible, patch_mask.grid, patch_mask.visible_counts, valid
+        noise.argsort(1),
+        patch_mask.num_visible,
+        patch_mask.grid,
+        patch_mask.visible_counts,
+        valid,
+        patch_mask.num_predicted,
     )
 
 

@@ -27,7 +27,8 @@ from amn_masking.network import (
 from amn_masking.patches import fill_invalid, image_means
 from amn_masking.rewards import REWARDS, Reward, patch_variance, reward_scale
 from amn_masking.schedules import Fixed, Scheduled
-from amn_masking.strategies.base import MaskingStrategy, Ratio
+from amn_masking.strategies.base import MaskingStrategy
+from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
 
 NOT_FINITE = (
@@ -52,7 +53,8 @@ class AdversarialMasking(MaskingStrategy):
     one's own.
 
     Args:
-        mask_ratio: as in :class:`MaskingStrategy`; it is refused where the threshold takes none.
+        mask_ratio, prediction_ratio: as in :class:`MaskingStrategy`; refused where the threshold
+            takes none. The network chooses what is predicted.
         patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
             the method's own.
         network: any module from images ``(B, C, H, W)`` to a score map ``(B, 1, H', W')`` in
@@ -129,6 +131,8 @@ class AdversarialMasking(MaskingStrategy):
         entropy_weight: float = 0.0,
         gate: bool = False,
         loss: Mapping[str, Any] | CombinedAdversarialLoss | None = None,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
         super().__init__(patch_size, None)
         networks = {"MaskingNetwork": MaskingNetwork}
@@ -141,8 +145,7 @@ class AdversarialMasking(MaskingStrategy):
         self.give_default_loss(build(loss, CombinedAdversarialLoss, losses, "loss"))
         if loss is not None:
             self.unsaid = None
-        if mask_ratio is not None:
-            self.mask_ratio = mask_ratio
+        self.set_ratios(mask_ratio, prediction_ratio)
         self.strength = strength
         self.random_share = random_share
         self.temperature = temperature
@@ -236,7 +239,7 @@ class AdversarialMasking(MaskingStrategy):
                     priorities,
                     grid,
                     torch.sigmoid(logits),
-                    self.mask_ratio,
+                    self.chosen_ratio,
                     self.random_share if self.training else 0.0,
                     valid,
                     not self.training,
@@ -275,7 +278,8 @@ class AdversarialMasking(MaskingStrategy):
             self.hear if trains else None,
             self.loss if self.own_loss else None,
         )
-        return replace(chosen, grid=grid, valid=valid, learned=learned)
+        patch_mask = self.leave_out(replace(chosen, grid=grid, valid=valid), generator)
+        return replace(patch_mask, learned=learned)
 
     def score_map(self, images: Tensor) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images."""
@@ -301,7 +305,7 @@ class AdversarialMasking(MaskingStrategy):
     def check_counts(self, num_patches: int, *ratios: float) -> None:
         super().check_counts(num_patches, *ratios)
         if self.training and torch.is_grad_enabled() and not self.free_counts:
-            for ratio in ratios:
+            for ratio in self.ends("prediction_ratio") or ratios:
                 self.check_enough(count_masked(num_patches, ratio), num_patches)
 
     def check_enough(self, count: int, num_patches: int) -> None:

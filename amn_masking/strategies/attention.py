@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from amn_masking.noise import tie_breaks
-from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
+from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds.base import Candidates, first_of
 
 
@@ -25,7 +25,8 @@ class AttentionMasking(RankedMasking):
     It costs a forward pass of the whole image through the encoder, without a gradient.
 
     Args:
-        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
+        mask_ratio, patch_size, prediction_ratio: as in
+            :class:`~amn_masking.strategies.MaskingStrategy`.
         hint_share: share in [0, 1) of the most attended patches that are shown all the same.
         attention: gives ``(B, L)`` attention of ``(B, C, H, W)`` images. In mmpretrain it is taken
             from the method's own MAEViT; elsewhere give a function.
@@ -42,14 +43,18 @@ class AttentionMasking(RankedMasking):
         tensor([8., 8.])
     """
 
+    chooses_predicted = True
+
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
         patch_size: int | tuple[int, int] = 16,
         hint_share: float = 0.0,
         attention: Callable[[Tensor], Tensor] | None = None,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
-        super().__init__(mask_ratio, patch_size)
+        super().__init__(mask_ratio, patch_size, prediction_ratio=prediction_ratio)
         if not 0 <= hint_share < 1:
             raise ValueError(f"hint_share must lie in [0, 1), got {hint_share}")
         self.hint_share = hint_share

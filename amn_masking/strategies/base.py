@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,32 +14,15 @@ from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
 from amn_masking.config import settings
-from amn_masking.counts import count_visible
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.patches import grid_size
-from amn_masking.schedules import Schedule, Scheduled
+from amn_masking.schedules import Schedule
+from amn_masking.strategies.ratios import Ratio, RatioMixin, predict_part
 from amn_masking.watch import TrainingWatch
 
-Ratio = float | Mapping[str, Any] | Schedule
-"""A number, or a schedule of it: an object or ``dict(type='linear', start=..., end=...)``."""
 
-
-class MaskRatio(Scheduled):
-    """``mask_ratio``, where the strategy takes one; ``default_ratio`` until it is set."""
-
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
-        given = super().__get__(strategy, owner)
-        if given is None and strategy.takes_ratio:
-            return strategy.default_ratio
-        return given
-
-    def __set__(self, strategy: Any, value: Ratio) -> None:
-        strategy.check_takes_ratio()
-        super().__set__(strategy, value)
-
-
-class MaskingStrategy(nn.Module):
+class MaskingStrategy(RatioMixin, nn.Module):
     """Makes a mask for a batch of images.
 
     One's own is a subclass with a ``forward``; see also
@@ -50,11 +33,17 @@ class MaskingStrategy(nn.Module):
         mask_ratio: share of the patches to mask, in (0, 1): a number, or a schedule such as
             ``dict(type='linear', start=0.25, end=0.75)``. By default MAE's 0.75, or in mmpretrain
             the method's own.
+        prediction_ratio: share of the patches to predict, at most ``mask_ratio``: a number or a
+            schedule. The other masked ones are left out: neither seen nor predicted, so that a step
+            is cheaper. The predicted are a uniform part of the masked; a strategy that chooses by
+            the image's content chooses them, and the left-out are a uniform part of the others. By
+            default all that is masked is predicted.
 
     Attributes:
         takes_ratio: whether it follows ``mask_ratio``; one's own says so where it does.
         mask_ratio: the share now; None where it takes none. It may be set to a number or a schedule
             at any time.
+        prediction_ratio: the share to predict now, which may be set likewise; None for all masked.
         own_ratio: whether the user set it, so that ``default_ratio`` does not count.
         default_ratio: the share until then; a codebase sets it to its own.
         free_counts: whether images of one batch may mask different numbers of patches.
@@ -66,8 +55,8 @@ class MaskingStrategy(nn.Module):
         schedules: each number that may move, by name.
 
     Raises:
-        ValueError: ``patch_size`` is not positive, ``mask_ratio`` outside (0, 1), or given to a
-            strategy that takes none.
+        ValueError: ``patch_size`` is not positive, a ratio outside (0, 1), or given to a strategy
+            that takes none; more predicted than masked; a ``prediction_ratio`` of free counts.
 
     Example:
         >>> import torch
@@ -81,17 +70,17 @@ class MaskingStrategy(nn.Module):
                 [1., 1., 0., 0.]])
     """
 
-    takes_ratio: bool = False
-    default_ratio: float = 0.75
-    free_counts: bool = False
     gate: bool = False
     reward: str = "error"
     own_loss: bool = False
     loss: CombinedAdversarialLoss | None
-    mask_ratio = MaskRatio(0.0, 1.0, inside=True)
 
     def __init__(
-        self, patch_size: int | tuple[int, int] = 16, mask_ratio: Ratio | None = None
+        self,
+        patch_size: int | tuple[int, int] = 16,
+        mask_ratio: Ratio | None = None,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
         super().__init__()
         self.loss = None
@@ -103,8 +92,8 @@ class MaskingStrategy(nn.Module):
         self.patch_size: tuple[int, int] = (size[0], size[1])
         self.schedules: dict[str, Schedule] = {}
         self.progress: tuple[float, float | None, float | None] = (0.0, 0, 0)
-        if mask_ratio is not None:
-            self.mask_ratio = mask_ratio
+        self.register_forward_hook(predict_part, with_kwargs=True)  # type: ignore[type-var]
+        self.set_ratios(mask_ratio, prediction_ratio)
 
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
@@ -205,19 +194,6 @@ class MaskingStrategy(nn.Module):
         """Scalars of this strategy for the log of a step, without a gradient."""
         return {}
 
-    @property
-    def own_ratio(self) -> bool:
-        """Whether ``mask_ratio`` was given, or set since."""
-        return "mask_ratio" in self.schedules
-
-    def check_takes_ratio(self) -> None:
-        """Raise ValueError where nothing would follow a ``mask_ratio``."""
-        if not self.takes_ratio:
-            raise ValueError(
-                f"{type(self).__name__} takes no mask_ratio; leave it out, or, if it is a class of "
-                "your own that follows self.mask_ratio, say takes_ratio = True in it"
-            )
-
     def require(
         self,
         host: str,
@@ -277,16 +253,8 @@ class MaskingStrategy(nn.Module):
                 "like channels-last; give images.permute(0, 3, 1, 2)"
             )
         h, w = grid_size(images.shape[2], images.shape[3], self.patch_size)
-        if (ratio := self.schedules.get("mask_ratio")) is not None:
-            self.check_counts(h * w, ratio.start, ratio.end)
-        elif self.takes_ratio:
-            self.check_counts(h * w, self.mask_ratio)
+        self.check_counts(h * w, *self.ends("mask_ratio"))
         return h, w
-
-    def check_counts(self, num_patches: int, *ratios: float) -> None:
-        """Raise ValueError where one of these ratios leaves no patch visible, or masks none."""
-        for ratio in ratios:
-            count_visible(num_patches, ratio)
 
     def valid_patches(self, valid: Tensor | None, images: Tensor) -> Tensor | None:
         """``(B, L)`` bool from a mask of patches or of pixels; None where none was given.

@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from amn_masking.noise import uniform
-from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
+from amn_masking.strategies.ratios import Ratio
 
 
 class BlockMasking(RankedMasking):
@@ -22,7 +22,8 @@ class BlockMasking(RankedMasking):
     made at once, without a loop.
 
     Args:
-        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
+        mask_ratio, patch_size, prediction_ratio: as in
+            :class:`~amn_masking.strategies.MaskingStrategy`.
         min_patches: least area of a rectangle. The largest is the number of masked patches.
         min_aspect: least ratio of height to width, in (0, 1]; the largest is its inverse.
 
@@ -41,8 +42,10 @@ class BlockMasking(RankedMasking):
         patch_size: int | tuple[int, int] = 16,
         min_patches: int = 16,
         min_aspect: float = 0.3,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
-        super().__init__(mask_ratio, patch_size)
+        super().__init__(mask_ratio, patch_size, prediction_ratio=prediction_ratio)
         if min_patches < 1:
             raise ValueError(f"min_patches must be at least 1, got {min_patches}")
         if not 0 < min_aspect <= 1:

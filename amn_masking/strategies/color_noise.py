@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from amn_masking.noise import normal
-from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
+from amn_masking.strategies.ratios import Ratio
 
 Color = Literal["red", "green", "blue", "purple"]
 COLORS: tuple[str, ...] = get_args(Color)
@@ -32,7 +32,8 @@ class ColorNoiseMasking(RankedMasking):
     anew for each image and step.
 
     Args:
-        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
+        mask_ratio, patch_size, prediction_ratio: as in
+            :class:`~amn_masking.strategies.MaskingStrategy`.
         color: ``'red'``, ``'green'``, ``'blue'`` or ``'purple'``.
         low: standard deviation of the narrow filter, in patches, > 0.
         high: that of the wide one, larger than ``low``.
@@ -54,8 +55,10 @@ class ColorNoiseMasking(RankedMasking):
         color: Color = "green",
         low: float = 0.75,
         high: float = 1.5,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
-        super().__init__(mask_ratio, patch_size)
+        super().__init__(mask_ratio, patch_size, prediction_ratio=prediction_ratio)
         if color not in COLORS:
             raise ValueError(f"color must be one of {', '.join(COLORS)}, got {color!r}")
         if not 0 < low < high:

@@ -9,7 +9,7 @@ from torch import nn
 
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.strategies.adversarial import AdversarialMasking
-from amn_masking.strategies.base import Ratio
+from amn_masking.strategies.ratios import Ratio
 
 
 class HardPatchMasking(AdversarialMasking):
@@ -23,7 +23,8 @@ class HardPatchMasking(AdversarialMasking):
     patches are the hardest.
 
     Args:
-        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
+        mask_ratio, patch_size, prediction_ratio: as in
+            :class:`~amn_masking.strategies.MaskingStrategy`.
         network: as in :class:`AdversarialMasking`.
         random_share: share in [0, 1] of the masked patches to draw uniformly; by default from 1 to
             0.5 over the course of training.
@@ -48,6 +49,8 @@ class HardPatchMasking(AdversarialMasking):
         network: Mapping[str, Any] | nn.Module | None = None,
         random_share: Ratio | None = None,
         loss: Mapping[str, Any] | CombinedAdversarialLoss | None = None,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
         if random_share is None:
             random_share = dict(type="linear", start=1.0, end=0.5)
@@ -58,4 +61,5 @@ class HardPatchMasking(AdversarialMasking):
             estimator=dict(type="ranking", noise=0.0),
             random_share=random_share,
             loss=loss,
+            prediction_ratio=prediction_ratio,
         )

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from amn_masking.strategies.base import Ratio
 from amn_masking.strategies.ranked import RankedMasking
+from amn_masking.strategies.ratios import Ratio
 
 
 class OracleMasking(RankedMasking):
@@ -19,7 +19,8 @@ class OracleMasking(RankedMasking):
     from the question whether a network *finds* them.
 
     Args:
-        mask_ratio, patch_size: as in :class:`~amn_masking.strategies.MaskingStrategy`.
+        mask_ratio, patch_size, prediction_ratio: as in
+            :class:`~amn_masking.strategies.MaskingStrategy`.
         error: gives the ``(B, L)`` error of each patch of ``(B, C, H, W)`` images. In mmpretrain it
             is taken from the method: the mean over random masks of the error at the
             patches that they hide.
@@ -30,14 +31,18 @@ class OracleMasking(RankedMasking):
         ValueError: a value out of range; in ``forward``, no ``error``, or of another shape.
     """
 
+    chooses_predicted = True
+
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
         patch_size: int | tuple[int, int] = 16,
         error: Callable[[Tensor], Tensor] | None = None,
         draws: int = 4,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
-        super().__init__(mask_ratio, patch_size)
+        super().__init__(mask_ratio, patch_size, prediction_ratio=prediction_ratio)
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.error = error

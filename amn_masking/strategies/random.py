@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from amn_masking.counts import count_visible
+from amn_masking.counts import count_masked, count_visible
 from amn_masking.mask import PatchMask
 from amn_masking.noise import uniform
-from amn_masking.strategies.base import MaskingStrategy, Ratio
+from amn_masking.strategies.base import MaskingStrategy
+from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds.base import Candidates
 
 
@@ -19,7 +20,7 @@ class RandomMasking(MaskingStrategy):
     nature, in ``eval()`` too, as the stock method is.
 
     Args:
-        mask_ratio, patch_size: as in :class:`MaskingStrategy`.
+        mask_ratio, patch_size, prediction_ratio: as in :class:`MaskingStrategy`.
 
     Raises:
         ValueError: a value out of range.
@@ -34,9 +35,13 @@ class RandomMasking(MaskingStrategy):
     takes_ratio = True
 
     def __init__(
-        self, mask_ratio: Ratio | None = None, patch_size: int | tuple[int, int] = 16
+        self,
+        mask_ratio: Ratio | None = None,
+        patch_size: int | tuple[int, int] = 16,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
-        super().__init__(patch_size, mask_ratio)
+        super().__init__(patch_size, mask_ratio, prediction_ratio=prediction_ratio)
 
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
@@ -51,4 +56,10 @@ class RandomMasking(MaskingStrategy):
                 noise, grid, valid=self.valid_patches(valid, images), generator=generator
             )
             return candidates.select(length - num_visible).patch_mask
-        return PatchMask.from_shuffle(noise.argsort(1), num_visible, grid)
+        share = self.prediction_ratio
+        return PatchMask.from_shuffle(
+            noise.argsort(1),
+            num_visible,
+            grid,
+            num_predicted=None if share is None else count_masked(length, share),
+        )

@@ -8,7 +8,8 @@ from amn_masking.checks import check_finite
 from amn_masking.counts import count_masked
 from amn_masking.mask import PatchMask
 from amn_masking.patches import fill_invalid
-from amn_masking.strategies.base import MaskingStrategy, Ratio
+from amn_masking.strategies.base import MaskingStrategy
+from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds.base import Candidates
 
 
@@ -22,18 +23,27 @@ class RankedMasking(MaskingStrategy):
                 return pool_to_patches(images, self.grid(images))
 
     Args:
-        mask_ratio, patch_size: as in :class:`MaskingStrategy`.
+        mask_ratio, patch_size, prediction_ratio: as in :class:`MaskingStrategy`.
+
+    Attributes:
+        chooses_predicted: whether the order is of what to predict, and what is left out is drawn
+            from the others; else it is of what to mask, and a uniform part of that is predicted.
 
     Raises:
         ValueError: a value out of range; in ``forward``, priorities that are not finite.
     """
 
     takes_ratio = True
+    chooses_predicted = False
 
     def __init__(
-        self, mask_ratio: Ratio | None = None, patch_size: int | tuple[int, int] = 16
+        self,
+        mask_ratio: Ratio | None = None,
+        patch_size: int | tuple[int, int] = 16,
+        *,
+        prediction_ratio: Ratio | None = None,
     ) -> None:
-        super().__init__(patch_size, mask_ratio)
+        super().__init__(patch_size, mask_ratio, prediction_ratio=prediction_ratio)
 
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """``(B, L)`` float32; larger is masked first.
@@ -77,7 +87,8 @@ class RankedMasking(MaskingStrategy):
         self.mask_made()
         valid = self.valid_patches(valid, images)
         images = fill_invalid(images, valid, grid)
-        num_masked = count_masked(grid[0] * grid[1], self.mask_ratio)
+        ratio = self.chosen_ratio if self.chooses_predicted else self.mask_ratio
+        num_masked = count_masked(grid[0] * grid[1], ratio)
         priorities = self.priorities(images, num_masked, generator).float()
         check_finite(
             priorities,
@@ -87,4 +98,5 @@ class RankedMasking(MaskingStrategy):
         candidates = Candidates(
             priorities, grid, valid=valid, deterministic=not self.training, generator=generator
         )
-        return candidates.select(num_masked).patch_mask
+        chosen = candidates.select(num_masked).patch_mask
+        return self.leave_out(chosen, generator) if self.chooses_predicted else chosen

@@ -51,6 +51,7 @@ class WrappedMasking(MaskingStrategy):
 
     takes_ratio = Forwarded()
     mask_ratio = Forwarded()
+    prediction_ratio = Forwarded()
     own_ratio = Forwarded()
     default_ratio = Forwarded()
     strength = Forwarded()
@@ -107,6 +108,9 @@ class WrappedMasking(MaskingStrategy):
     def check_takes_ratio(self) -> None:
         self.masking.check_takes_ratio()
 
+    def check_takes_prediction(self) -> None:
+        self.masking.check_takes_prediction()
+
     def check_counts(self, num_patches: int, *ratios: float) -> None:
         self.masking.check_counts(num_patches, *ratios)
 
@@ -156,6 +160,7 @@ class RandomRatioMasking(WrappedMasking):
         if self.ratio_range[0] == 0 or self.ratio_range[1] == 1:
             raise ValueError(f"ratio_range expected two numbers in (0, 1), got {ratio_range}")
         self.check()
+        self.default_ratio = self.ratio_range[0]
 
     def check(self) -> None:
         """Raise ValueError where the other strategy has a ratio, which would not count."""
@@ -177,7 +182,8 @@ class RandomRatioMasking(WrappedMasking):
         h, w = self.grid(images)
         self.check()
         # At once, and not when it happens to be drawn.
-        self.masking.check_counts(h * w, *self.ratio_range)
+        for ratio in self.ratio_range:
+            self.masking.check_counts(h * w, ratio, ratio)
         share = 0.5
         if self.training:
             # The host has to know how many patches are left, so it draws from its own generator.

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from amn_masking.config import settings
-from amn_masking.counts import count_range, longest_row
+from amn_masking.counts import check_enough_valid, count_range, longest_row
 from amn_masking.mask import PatchMask
 from amn_masking.network import to_logits
 from amn_masking.noise import tie_breaks, uniform
@@ -88,7 +88,8 @@ class Candidates:
             ValueError: an image has too few valid patches for that count.
         """
         counts = num_masked[:, None] if isinstance(num_masked, Tensor) else num_masked
-        self._check_valid(counts)
+        if self.valid is not None:
+            check_enough_valid(self.valid, counts)
         ranked, drawn_at_random = self.priorities, None
         if self.random_share > 0:
             noise = uniform(ranked.shape, ranked.device, self.generator)
@@ -161,19 +162,6 @@ class Candidates:
         whole = exact.floor() if isinstance(exact, Tensor) else math.floor(exact)
         chance = uniform((len(self.priorities), 1), self.priorities.device, self.generator)
         return whole + (chance < exact - whole)
-
-    def _check_valid(self, counts: int | Tensor) -> None:
-        if self.valid is None:
-            return
-        number = self.valid.sum(1, keepdim=True)
-        short = (number <= counts) | (number < 2)
-        if bool(short.any()):
-            rows = short.flatten().nonzero().flatten().tolist()
-            raise ValueError(
-                f"each image needs more valid patches than are masked, but images {rows} of the "
-                f"batch have {number[rows, 0].tolist()} valid of {self.length} patches; "
-                "lower mask_ratio, take a threshold with free counts, or leave these images out"
-            )
 
 
 def first_of(order: Tensor, counts: int | Tensor) -> Tensor:

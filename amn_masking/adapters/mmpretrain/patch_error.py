@@ -90,6 +90,6 @@ def on_patches(error: Tensor, patch_mask: PatchMask) -> Tensor:
     if error.dim() == 4:
         return pool_to_patches(error, patch_mask.grid, "an error")
     if error.dim() == 1:
-        mask = patch_mask.mask
+        mask = patch_mask.predicted
         return torch.zeros_like(mask).masked_scatter(mask.bool(), error.to(mask.dtype))
     return error[:, -patch_mask.num_patches :]

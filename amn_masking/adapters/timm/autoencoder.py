@@ -143,10 +143,10 @@ class MaskedAutoencoder(nn.Module):
         images = patch_mask.fill_invalid(images)
         pred = self.predict(images, patch_mask)
         error = self.criterion.error(pred, self.target(images))
-        counted = patch_mask.mask
+        counted: Tensor | None = patch_mask.predicted
         if self.criterion.reconstruct == "all":
-            counted = torch.ones_like(counted) if patch_mask.valid is None else patch_mask.valid
-        reconstruction = masked_mean(error, counted)
+            counted = patch_mask.counted
+        reconstruction = error.mean() if counted is None else masked_mean(error, counted)
         loss = self.masking.total_loss(reconstruction, error, patch_mask)
         return Output(loss, reconstruction, pred, error, patch_mask)
 
@@ -171,8 +171,9 @@ class MaskedAutoencoder(nn.Module):
         tokens = tokens + build_sincos2d_pos_embed(
             list(patch_mask.grid), tokens.shape[2], device=tokens.device, dtype=tokens.dtype
         )
+        tokens = patch_mask.gather_decoded(tokens)
         tokens = self.decoder(torch.cat([prefix, tokens], 1))
-        return self.decoder_pred(tokens[:, self.prefix :])
+        return patch_mask.scatter_decoded(self.decoder_pred(tokens[:, self.prefix :]))
 
     def target(self, images: Tensor) -> Tensor:
         """``(B, L, p_h * p_w * C)`` patches to predict."""

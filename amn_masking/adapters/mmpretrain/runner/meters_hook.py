@@ -104,7 +104,7 @@ class MaskingMetersHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         if self.newest is not None:
-            share = self.newest.mask.mean(0, keepdim=True)
+            share = self.newest.predicted.mean(0, keepdim=True)
             all_reduce(share, "mean")
             self.positions.update(share, self.newest.grid)
             self.newest = None
@@ -134,7 +134,7 @@ class MaskingMetersHook(Hook):
         if self.positions.grid is not None:
             scalars["position_entropy"] = self.positions.entropy()
         if patch_mask.mask.shape[0] > 1:
-            scalars["mask_distance"] = mask_distance(patch_mask.mask)
+            scalars["mask_distance"] = mask_distance(patch_mask.predicted)
         if patch_mask.learned is not None:
             scalars["score_entropy"] = score_entropy(patch_mask.learned.score_logits)
         numbers = over_ranks(scalars)
@@ -166,7 +166,7 @@ class MaskingMetersHook(Hook):
             for mask in (patch_mask, random):
                 with same_random_numbers(seed):  # so that dropout is no difference
                     error = model.error_under(mask, **data)
-                    errors.append(masked_mean(error, mask.mask.expand_as(error)))
+                    errors.append(masked_mean(error, mask.predicted.expand_as(error)))
         return patch_mask, errors
 
     def _warn(self, runner: Runner, scalars: dict[str, float]) -> None:

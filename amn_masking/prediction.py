@@ -1,0 +1,122 @@
+"""Seen, predicted, left out: which of the masked patches are predicted.
+
+A patch that is *left out* is neither encoded nor decoded nor scored, so a step gets cheaper. Chen
+et al., "CrossMAE" (arXiv:2401.14391), predict a random part of the masked patches; here a strategy
+may choose that part, and what is left out is then drawn uniformly from the others, so that what is
+seen is a random sample of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from amn_masking.counts import check_enough_valid
+from amn_masking.mask import PatchMask
+from amn_masking.noise import tie_breaks
+
+
+def predict_some(
+    patch_mask: PatchMask,
+    num_predicted: int,
+    generator: Generator | None = None,
+    deterministic: bool = False,
+) -> PatchMask:
+    """Of each image's masked patches, some are predicted, drawn uniformly; the others left out.
+
+    Args:
+        patch_mask: with equal counts; what is masked stays so.
+        num_predicted: P, at most the masked patches.
+        generator: source of the choice.
+        deterministic: whether it is the same in every call, as in ``eval()``.
+
+    Raises:
+        ValueError: the images mask different numbers of patches, or fewer than P.
+
+    Example:
+        >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 1, 1, 0]]))
+        >>> predict_some(patch_mask, 2, deterministic=True).predicted
+        tensor([[1., 0., 1., 0.]])
+    """
+    num_masked = count_equal(patch_mask)
+    if num_predicted > num_masked:
+        raise ValueError(
+            f"prediction_ratio asks for {num_predicted} predicted patches in each image, but only "
+            f"{num_masked} are masked; lower prediction_ratio, or raise mask_ratio"
+        )
+    if num_predicted == num_masked:
+        return replace(patch_mask, num_predicted=num_masked)
+    masked = patch_mask.mask > 0
+    noise = tie_breaks(patch_mask.mask, patch_mask.grid if deterministic else None, generator)
+    predicted = least(noise.masked_fill(~masked, 2.0), num_predicted)
+    return PatchMask.in_order(
+        masked, patch_mask.num_visible, patch_mask.grid, None, patch_mask.valid, predicted,
+        num_predicted,
+    )  # fmt: skip
+
+
+def leave_out(
+    chosen: PatchMask,
+    num_masked: int,
+    generator: Generator | None = None,
+    deterministic: bool = False,
+) -> PatchMask:
+    """The masked patches of ``chosen`` are predicted; others, drawn uniformly, are left out.
+
+    Args:
+        chosen: with equal counts, P masked patches in each image.
+        num_masked: at least P; ``num_masked - P`` of the valid others are masked and left out.
+        generator, deterministic: as for :func:`predict_some`.
+
+    Raises:
+        ValueError: the images mask different numbers of patches, or more than ``num_masked``, or
+            an image has too few valid patches.
+
+    Example:
+        >>> chosen = PatchMask.from_mask(torch.tensor([[1, 0, 0, 0]]))
+        >>> patch_mask = leave_out(chosen, 3, deterministic=True)
+        >>> patch_mask.mask, patch_mask.predicted
+        (tensor([[1., 0., 1., 1.]]), tensor([[1., 0., 0., 0.]]))
+    """
+    num_predicted = count_equal(chosen)
+    if num_masked < num_predicted:
+        raise ValueError(
+            f"the threshold chose {num_predicted} patches of each image to be predicted, but "
+            f"mask_ratio masks {num_masked}; lower prediction_ratio, or raise mask_ratio"
+        )
+    if num_masked == num_predicted:
+        return replace(chosen, num_predicted=num_predicted)
+    predicted = chosen.mask > 0
+    taken = predicted
+    if chosen.valid is not None:
+        check_enough_valid(chosen.valid, num_masked)
+        taken = predicted | ~chosen.valid
+    noise = tie_breaks(chosen.mask, chosen.grid if deterministic else None, generator)
+    left_out = least(noise.masked_fill(taken, 2.0), num_masked - num_predicted)
+    return PatchMask.in_order(
+        predicted | left_out, chosen.num_patches - num_masked, chosen.grid, None, chosen.valid,
+        predicted, num_predicted,
+    )  # fmt: skip
+
+
+def count_equal(patch_mask: PatchMask) -> int:
+    """Masked patches of each image.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if patch_mask.visible_counts is not None:
+        raise ValueError(
+            "prediction_ratio expected images that mask the same number of patches each, but the "
+            "counts of this mask differ; leave prediction_ratio out, or use "
+            "threshold=dict(type='quantile')"
+        )
+    return patch_mask.num_patches - patch_mask.num_visible
+
+
+def least(noise: Tensor, count: int) -> Tensor:
+    """``(B, L)`` bool: the ``count`` patches of least noise in each image."""
+    ids = noise.topk(count, largest=False, sorted=False).indices
+    return torch.zeros_like(noise, dtype=torch.bool).scatter_(1, ids, True)
