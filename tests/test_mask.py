@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from amn_masking import PatchMask
 from amn_masking.mask import invert_permutation
+from amn_masking.prediction import predict_some
 from tests.helpers import draws
 from tests.helpers.draws import ragged
 from tests.helpers.selections import learn
@@ -165,6 +166,11 @@ def test_tokens_of_another_number_are_refused_with_the_likely_reason(kind):
         patch_mask.gather_visible(torch.zeros(shape(4)))
     with pytest.raises(ValueError, match=rf"\(B, N, D\) = \(1, 3, D\).*3 visible.*{reason}"):
         patch_mask.scatter(torch.zeros(shape(3)), torch.zeros(3))
+    with pytest.raises(ValueError, match=rf"\(B, L, D\) = \(1, 4, D\).*{reason}"):
+        patch_mask.gather_decoded(torch.zeros(shape(4)))
+    two = predict_some(PatchMask.from_mask(torch.tensor([[1.0, 1, 0, 0]])), 1)
+    with pytest.raises(ValueError, match=rf"\(B, N \+ P, D\) = \(1, 3, D\).*{reason}"):
+        two.scatter_decoded(torch.zeros(shape(3)))
 
 
 @pytest.mark.parametrize("give", [lambda m: m.numpy(), lambda m: m.tolist()])
@@ -174,6 +180,31 @@ def test_what_is_no_tensor_is_refused_by_name(give, take):
         TypeError, match=r"mask expected a torch.Tensor, got (ndarray|list).*as_tensor"
     ):
         take(give(torch.tensor([[[1.0, 0], [0, 0]]])))
+
+
+@given(draws.masks(), st.floats(0, 1), draws.seeds)
+def test_what_the_decoder_gets_goes_back_to_its_place_and_the_rest_is_zero(case, share, seed):
+    patch_mask = PatchMask.from_mask(*case)
+    count = max(1, round(share * (patch_mask.num_patches - patch_mask.num_visible)))
+    patch_mask = predict_some(patch_mask, count, torch.Generator().manual_seed(seed))
+    tokens = torch.randn(len(patch_mask.mask), patch_mask.num_patches, 3)
+    decoded = patch_mask.gather_decoded(tokens)
+    assert decoded.shape[1] == patch_mask.num_visible + count
+    back = patch_mask.scatter_decoded(decoded)
+    for row, (mask, predicted) in enumerate(
+        zip(patch_mask.mask, patch_mask.predicted, strict=True)
+    ):
+        assert predicted.sum() == count
+        for patch in range(patch_mask.num_patches):
+            left_out = bool(mask[patch]) and not bool(predicted[patch])
+            expected = torch.zeros(3) if left_out else tokens[row, patch]
+            assert torch.equal(back[row, patch], expected)
+    if patch_mask.num_left_out == 0:
+        assert decoded is tokens
+        assert patch_mask.predicted is patch_mask.mask
+    else:  # the visible ones first, as the encoder gives them
+        visible = patch_mask.gather_visible(tokens)
+        assert torch.equal(decoded[:, : patch_mask.num_visible], visible)
 
 
 @given(draws.masks(free_counts=True), st.tuples(st.integers(1, 4), st.integers(1, 4)))

@@ -236,6 +236,23 @@ def test_adversarial_gain_at_its_ends():
     assert adversarial_gain(lambda m: torch.ones(4000, 8), hard) == 1
 
 
+def test_adversarial_gain_compares_what_is_predicted_under_as_few_seen():
+    masking = RandomMasking(0.75, 4, prediction_ratio=0.25)
+    patch_mask = masking(torch.randn(2000, 3, 16, 16))
+    seen = []
+
+    def patch_error(masks):
+        seen.append((masks.num_visible, masks.num_predicted))
+        return torch.where(masks.predicted > 0, 1.0, float("nan"))
+
+    assert adversarial_gain(patch_error, patch_mask) == 1
+    assert seen == [(4, 4), (4, 4)]
+    assert mask_statistics(patch_mask)["prediction_ratio"] == 0.25
+    assert "prediction_ratio" not in mask_statistics(
+        RandomMasking(0.75, 4)(torch.randn(2, 3, 8, 8))
+    )
+
+
 # --- patches without data
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from amn_masking.counts import count_masked, count_visible
+from amn_masking.counts import count_visible
 from amn_masking.mask import PatchMask
 from amn_masking.noise import uniform
 from amn_masking.strategies.base import MaskingStrategy
@@ -56,10 +56,9 @@ class RandomMasking(MaskingStrategy):
                 noise, grid, valid=self.valid_patches(valid, images), generator=generator
             )
             return candidates.select(length - num_visible).patch_mask
-        share = self.prediction_ratio
         return PatchMask.from_shuffle(
             noise.argsort(1),
             num_visible,
             grid,
-            num_predicted=None if share is None else count_masked(length, share),
+            num_predicted=self.count_predicted(length),
         )

@@ -100,6 +100,19 @@ class RatioMixin:
         now = getattr(self, ratio)
         return () if now is None else (now, now)
 
+    def count_predicted(self, num_patches: int) -> int | None:
+        """Predicted patches of each image now; None without a ``prediction_ratio``."""
+        if self.prediction_ratio is None:
+            return None
+        count = count_masked(num_patches, self.prediction_ratio)
+        if count > (most := count_masked(num_patches, self.mask_ratio)):
+            raise ValueError(
+                f"prediction_ratio={self.prediction_ratio:g} predicts {count} patches of each "
+                f"image, but mask_ratio={self.mask_ratio:g} masks {most}; lower prediction_ratio, "
+                "or raise mask_ratio"
+            )
+        return count
+
     @property
     def chosen_ratio(self) -> Any:
         """Share of the patches that a strategy chooses whose choice is what is predicted."""
@@ -129,8 +142,8 @@ def predict_part(
     strategy: RatioMixin, args: tuple, kwargs: dict[str, Any], patch_mask: PatchMask
 ) -> PatchMask | None:
     """Of a strategy that does not choose what is predicted, a uniform part of the masked."""
-    if strategy.prediction_ratio is None or patch_mask.num_predicted is not None:
+    count = strategy.count_predicted(patch_mask.num_patches)
+    if count is None or patch_mask.num_predicted is not None:
         return None
     generator = kwargs.get("generator", args[1] if len(args) > 1 else None)
-    count = count_masked(patch_mask.num_patches, strategy.prediction_ratio)
     return predict_some(patch_mask, count, generator, not strategy.training)

@@ -75,6 +75,7 @@ def test_the_mask_path_compiles_without_a_graph_break(estimator, random_share):
 def two_parts(masking, images, target):
     """Images to mask to loss, without the values of a network."""
     patch_mask = masking(images)
+    target = patch_mask.scatter_decoded(patch_mask.gather_decoded(target))
     loss = CombinedAdversarialLoss(lambda_adv=0.0)(target + 1, target, patch_mask)
     return loss, patch_mask.mask, patch_mask.gather_visible(target)
 
@@ -96,6 +97,10 @@ WHOLE = {
         gate=True,
     ),
     "shuffled": lambda: ShuffledMasking(AdversarialMasking(0.75, SIDE, dict(channels=4))),
+    "left out, learned": lambda: AdversarialMasking(
+        0.75, SIDE, dict(channels=4), prediction_ratio=0.25
+    ),
+    "left out, block": lambda: BlockMasking(0.75, SIDE, min_patches=4, prediction_ratio=0.25),
 }
 
 

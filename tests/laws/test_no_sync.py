@@ -30,6 +30,9 @@ FIXED_COUNTS = {
         for estimator in ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
     },
     "variance": dict(type="AdversarialMasking", reward="variance_normalised", entropy_weight=0.1),
+    "left out, random": dict(type="RandomMasking", prediction_ratio=0.25),
+    "left out, block": dict(type="BlockMasking", min_patches=2, prediction_ratio=0.25),
+    "left out, learned": dict(type="AdversarialMasking", prediction_ratio=0.25),
 }
 FREE_COUNTS = {
     kind: dict(
