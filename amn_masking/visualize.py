@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
 from amn_masking.mask import PatchMask
+from amn_masking.patches import spread_to_pixels
 
 PANEL_INCHES = 1.7
 
@@ -25,13 +26,15 @@ def draw_masks(
     """A row per image: input | score map | masked input | reconstruction.
 
     The score map's colours run from each image's least to its largest score, which are written
-    on it: an image's own order is what decides its mask.
+    on it: an image's own order is what decides its mask. Masked patches are grey; those that a
+    ``prediction_ratio`` leaves out are chequered, in the reconstruction too.
 
     Args:
         images: ``(B, C, H, W)``, as the encoder saw them. Of more than three channels the first
             three are drawn, as red, green and blue; of two their mean.
         patch_mask: their mask. Without a score map that column is left out.
-        reconstruction: ``(B, C, H, W)`` predictions; shown at masked patches, the input elsewhere.
+        reconstruction: ``(B, C, H, W)`` predictions; shown at predicted patches, the input at
+            visible ones.
         mean: subtracted from the pixels in [0, 255], or [0, 1], before the encoder; None if nothing
             was. Images of other values are then stretched from their least to their largest.
         std: divided by, after the mean.
@@ -79,15 +82,19 @@ def draw_masks(
             patch_mask.learned.score_map.float().cpu(), size=size, mode="nearest"
         )
         columns.append(("score map", scores[:, 0]))
-    columns.append(("masked input", torch.where(hidden, torch.full_like(shown, 0.5), shown)))
+    left_out = hidden & ~spread_to_pixels(patch_mask.predicted, patch_mask.grid, *size).bool().cpu()
+    title = "grey: predicted\nchequered: left out" if patch_mask.num_left_out else "masked input"
+    chequered = chequers(size, patch_mask.grid)
+    masked_input = torch.where(hidden, torch.full_like(shown, 0.5), shown)
+    columns.append((title, torch.where(left_out, chequered, masked_input)))
     if reconstruction is not None:
         predicted = torch.where(
             hidden, to_pixels(undo(reconstruction, mean, std), black, white), shown
         )
-        columns.append(("reconstruction", predicted))
+        columns.append(("reconstruction", torch.where(left_out, chequered, predicted)))
 
     rows = images.shape[0]
-    header = 0.3
+    header = 0.3 + 0.15 * title.count("\n")
     height, width = rows * PANEL_INCHES * size[0] / size[1] + header, len(columns) * PANEL_INCHES
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -112,6 +119,14 @@ def draw_masks(
     import numpy as np
 
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def chequers(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """``(height, width)`` in [0, 1]: light chequers, four to the side of a patch."""
+    rows, columns = (
+        torch.arange(side) * parts * 4 // side for side, parts in zip(size, grid, strict=True)
+    )
+    return 0.85 + 0.15 * ((rows[:, None] + columns) % 2)
 
 
 def undo(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
