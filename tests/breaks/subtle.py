@@ -350,9 +350,67 @@ SUBTLE = (
     Break(
         "random masking keeps the patches of largest noise",
         CORE + "strategies/random.py",
-        "PatchMask.from_shuffle(noise.argsort(1), num_visible, grid)",
-        "PatchMask.from_shuffle(noise.argsort(1, descending=True), num_visible, grid)",
+        "            noise.argsort(1),\n",
+        "            noise.argsort(1, descending=True),\n",
         "strategies adapters/mmpretrain/test_mixin.py",
+    ),
+    # --- seen, predicted, left out
+    Break(
+        "a predicted patch may be left out too",
+        CORE + "prediction.py",
+        "    taken = predicted\n    if chosen.valid",
+        "    taken = predicted & False\n    if chosen.valid",
+        "laws/test_prediction_ratio.py",
+    ),
+    Break(
+        "what is left out are the first patches of the grid",
+        CORE + "prediction.py",
+        "left_out = least(noise.masked_fill",
+        "left_out = least((0 * noise + torch.arange(noise.shape[1]) / 999).masked_fill",
+        "laws/test_prediction_ratio.py",
+    ),
+    Break(
+        "patches without data are left out",
+        CORE + "prediction.py",
+        "taken = predicted | ~chosen.valid",
+        "taken = predicted",
+        "laws/test_prediction_ratio.py",
+    ),
+    Break(
+        "the network chooses what is hidden and not what is predicted",
+        CORE + "strategies/adversarial.py",
+        "self.chosen_ratio,\n",
+        "self.mask_ratio,\n",
+        "laws/test_prediction_ratio.py",
+    ),
+    Break(
+        "a share that leaves nothing out draws random numbers all the same",
+        CORE + "prediction.py",
+        "    if num_masked == num_predicted:\n"
+        "        return replace(chosen, num_predicted=num_predicted)\n",
+        "",
+        "laws/test_prediction_ratio.py",
+    ),
+    Break(
+        "reconstruct='all' counts what was left out",
+        CORE + "losses.py",
+        "reconstruction = masked_mean(per_patch, mask.counted)",
+        "reconstruction = error.mean()",
+        "laws/test_prediction_ratio.py",
+    ),
+    Break(
+        "the reward counts what was left out",
+        CORE + "losses.py",
+        "        mask = patch_mask.predicted\n",
+        "        mask = patch_mask.mask\n",
+        "laws/test_prediction_ratio.py",
+    ),
+    Break(
+        "the decoder's output goes back one set too far",
+        CORE + "mask.py",
+        "F.pad(decoded, (0, 0, 0, self.num_left_out))",
+        "F.pad(decoded, (0, 0, self.num_left_out, 0))",
+        "test_mask.py",
     ),
     # --- schedules, meters, noise, rewards, the watch
     Break(
@@ -367,13 +425,13 @@ SUBTLE = (
         CORE + "schedules.py",
         "setattr(strategy, self.slot, schedule(*strategy.progress))",
         "setattr(strategy, self.slot, schedule.start)",
-        "test_schedules.py strategies",
+        "test_schedules.py laws/test_one_owner.py",
     ),
     Break(
         "the gain is of the images' means",
         CORE + "meters.py",
-        "masked_mean(error_under(masks), masks.mask)",
-        "(error_under(masks) * masks.mask).sum(1).div(masks.mask.sum(1)).mean()",
+        "masked_mean(error_under(masks), masks.predicted)",
+        "(error_under(masks) * masks.predicted).sum(1).div(masks.predicted.sum(1)).mean()",
         "test_meters.py",
     ),
     Break(
