@@ -87,7 +87,7 @@ BREAKS = (
         MMPRETRAIN + "runner/resume.py",
         "        check_resumable(checkpoint, unwrapped(runner), self.filename)",
         "        pass",
-        RUNNER_TESTS + "test_resume.py::test_resuming_without_the_masking_network[None]",
+        RUNNER_TESTS + "test_resume.py::test_resuming_without_the_masking_network",
     ),
     Break(
         "schedules: the iteration is not passed on",
@@ -201,7 +201,7 @@ BREAKS = (
 )
 
 
-def tests_of(broken: Break) -> list[str]:
+def named_tests(broken: Break) -> list[str]:
     """One test, whose name may hold spaces; or files and folders, with spaces between."""
     return [broken.test] if "::" in broken.test else broken.test.split()
 
@@ -222,7 +222,7 @@ def run(broken: Break) -> bool:
         path.write_text(text.replace(broken.old, broken.new))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         done = subprocess.run(
-            [*command, *(f"tests/{name}" for name in tests_of(broken))],
+            [*command, *(f"tests/{name}" for name in named_tests(broken))],
             cwd=folder, capture_output=True, text=True,
             env={"HYPOTHESIS_PROFILE": "mutants", **os.environ, "PYTHONPATH": folder},
         )  # fmt: skip
