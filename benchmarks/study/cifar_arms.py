@@ -51,10 +51,9 @@ def arms(recipe: PhotoRecipe, ratio: float) -> dict[str, Setting]:
         "oracle": masked("OracleMasking", ratio),
     }  # fmt: skip
     found = {name: Setting(name, recipe, masking) for name, masking in configs.items()}
-    apart = replace(recipe, seen=SEEN)
     for name, kind in (("learned", "adversarial"), ("random", "random")):
-        strategy = f"predicted, {name}"
-        found[strategy] = Setting(strategy, apart, found[kind].masking)
+        strategy, apart = f"predicted, {name}", dict(mask_ratio=1 - SEEN, prediction_ratio=ratio)
+        found[strategy] = Setting(strategy, recipe, {**(found[kind].masking or {}), **apart})
     return found
 
 

@@ -365,6 +365,31 @@ def half_random() -> list[Setting]:
     ]
 
 
+SEEN, PREDICTED = (0.25, 0.375, 0.5), (0.125, 0.25, 0.375)
+
+
+def seen_predicted() -> list[Setting]:
+    """How much is seen and how much is predicted, at random and learned, beside stock masks. For
+    tuning seeds: it decides what is tried on photographs.
+    """
+    inclusion = dict(type="inclusion")
+    settings = []
+    for data in USABLE:
+        recipe = RECIPES[data]
+        settings.append(random_masks(recipe, 0.75))
+        for seen in SEEN:
+            for predicted in PREDICTED:
+                sets = dict(mask_ratio=1 - seen, prediction_ratio=predicted)
+                at_random = dict(type="RandomMasking", **sets)
+                settings.append(Setting(f"random, seen {seen:g}", recipe, at_random))
+                signs = ("adversarial", "cooperative") if predicted == 0.25 else ("adversarial",)
+                for sign in signs:
+                    options = dict(prediction_ratio=predicted, estimator=inclusion)
+                    one = learned(recipe, 1 - seen, sign, **options)
+                    settings.append(replace(one, strategy=f"{sign}, seen {seen:g}"))
+    return settings
+
+
 CROSSED = (
     "random", "block", "color noise, red", "cooperative", "adversarial", "hard patches", "oracle",
 )  # fmt: skip
@@ -400,6 +425,7 @@ EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
     "grid16": grid16, "tiny": tiny, "estimator": estimator, "half_random": half_random,
+    "seen_predicted": seen_predicted,
     "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
     "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
     "cifar_epochs": cifar_arms.cifar_epochs,

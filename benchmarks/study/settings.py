@@ -51,14 +51,11 @@ class PhotoRecipe(Recipe):
         queries: to test on; the same.
         precision: of the training steps: ``'float32'``, on a CPU; ``'tf32'`` or ``'bfloat16'`` by
             autocast, on a GPU.
-        seen: share of the patches that the encoder sees where the rest is not all predicted (see
-            seen_predicted.py); 0: all that the mask leaves.
     """
 
     images: int = 50_000
     queries: int = 10_000
     precision: str = "float32"
-    seen: float = 0.0
 
 
 RECIPES = {
@@ -72,14 +69,15 @@ USABLE = ("digits", "shapes")  # where a random-mask MAE beats raw pixels and th
 
 
 def ratio_of(masking: Mapping[str, Any] | None) -> float | None:
-    """The mask ratio in the config of a strategy, or in the one that it wraps; None without, and
-    where the counts are free, so that it is only where they begin.
+    """The share that a strategy's config, or that of the one that it wraps, predicts: its mask
+    ratio unless it says another. None without, and where the counts are free, so that it is only
+    where they begin.
     """
     while masking is not None and "masking" in masking:
         masking = masking["masking"]
     if masking is None or "threshold" in masking:
         return None
-    return masking.get("mask_ratio")
+    return masking.get("prediction_ratio", masking.get("mask_ratio"))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from mmpretrain.utils import register_all_modules
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import benchmarks.study.seen_predicted  # registers a method
 import benchmarks.study.variance  # noqa: F401  (registers a strategy)
 from benchmarks.study.data import Images
 from benchmarks.study.settings import PhotoRecipe, Setting
@@ -107,15 +106,12 @@ def merge_groups(optimizer: torch.optim.Optimizer) -> None:
 def model_config(setting: Setting) -> dict[str, Any]:
     """The model of a setting; ``amn_masking.MAE`` with its strategy."""
     recipe = setting.recipe
-    apart = isinstance(recipe, PhotoRecipe) and recipe.seen > 0
     masking = None if setting.masking is None else dict(setting.masking)
     if masking is not None and masking["type"] == "RandomRatioMasking":
         # The ratio within is for the tables, the middle of the range.
         masking["masking"] = {k: v for k, v in masking["masking"].items() if k != "mask_ratio"}
-    method = "SeenPredictedMAE" if apart else "amn_masking.MAE"
     return dict(
-        type=method,
-        **(dict(seen=recipe.seen) if apart else {}),
+        type="amn_masking.MAE",
         data_preprocessor=dict(type="SelfSupDataPreprocessor"),
         backbone=dict(
             type="MAEViT",
