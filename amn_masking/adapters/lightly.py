@@ -36,8 +36,9 @@ def token_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> tuple[Te
 
     Returns:
         ``(B, P + N)`` int64, the prefix tokens, which are never masked, then the visible patches;
-        and ``(B, L - N)`` int64, the masked patches. Both count tokens, prefix included, and are
-        not sorted.
+        and ``(B, M)`` int64, the M patches to predict: the L - N masked ones, or fewer where a
+        ``prediction_ratio`` leaves some out, which are then in neither. Both count tokens, prefix
+        included, and are not sorted.
 
     Raises:
         TypeError: the backbone is none of lightly's.
@@ -53,13 +54,16 @@ def token_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> tuple[Te
         )
     ids_keep = patch_mask.ids_keep
     front = torch.arange(prefix, device=ids_keep.device).expand(ids_keep.shape[0], -1)
-    return torch.cat([front, ids_keep + prefix], dim=1), patch_mask.ids_mask + prefix
+    decoded = patch_mask.num_patches - patch_mask.num_left_out
+    ids_predicted = patch_mask.ids_shuffle[:, patch_mask.num_visible : decoded]
+    return torch.cat([front, ids_keep + prefix], dim=1), ids_predicted + prefix
 
 
 def bool_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> Tensor:
     """The mask as ``backbone.encode(images, mask=...)`` takes it, for methods such as SimMIM.
 
-    There the mask token replaces what is masked, so the images may mask different numbers.
+    There the mask token replaces what is masked, so the images may mask different numbers. What a
+    ``prediction_ratio`` leaves out is replaced too, and not in the ``idx_mask`` of what to predict.
 
     Arguments as for :func:`token_mask`; the mask may have free counts.
 
@@ -81,10 +85,10 @@ def patch_error(
     backbone: Any,
     criterion: Literal["L1", "L2"] = "L2",
 ) -> Tensor:
-    """``(B, L)`` error of each masked patch in its place, 0 at visible ones.
+    """``(B, L)`` error of each predicted patch in its place, 0 at all others.
 
     Args:
-        pred: ``(B, M, D)`` prediction of the masked patches.
+        pred: ``(B, M, D)`` prediction of the patches to predict.
         target: ``(B, M, D)``.
         idx_mask: ``(B, M)`` int64, the tokens that these are, in their order; as
             :func:`token_mask` gives them, prefix included, or in any other order.

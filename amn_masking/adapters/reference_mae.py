@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
+from amn_masking.adapters.decoded import LEFT_OUT, WAY_OUT, decoded_only
 from amn_masking.adapters.own_loss import check_followed
 from amn_masking.adapters.padding import hidden_padding
 from amn_masking.mask import PatchMask
@@ -34,7 +36,11 @@ class MaskedAutoencoderMixin(nn.Module):
       mask ``(B, L)``, 1 = masked;
     - ``patchify(imgs)``, giving ``(B, L, p * p * 3)``, the shape of ``pred``; ``norm_pix_loss``;
     - ``patch_embed.patch_size``, and ``grid_size`` where its ``strict_img_size`` says so;
-    - for counts that differ between images: ``blocks``, ``decoder_embed`` and ``mask_token``.
+    - for counts that differ between images: ``blocks``, ``decoder_embed`` and ``mask_token``;
+    - for a ``prediction_ratio``: ``decoder_blocks``, in a list, and ``decoder_pred``.
+
+    The mask that ``forward`` hands to its loss and returns is that of the predicted patches: all
+    masked ones, unless a ``prediction_ratio`` leaves some out. The prediction of those is 0.
 
     The strategy's :class:`PatchMask` travels as ``mask_ratio``; a number that the caller gives
     there is not looked at. A caller may also give a PatchMask, which then counts, whatever
@@ -65,9 +71,10 @@ class MaskedAutoencoderMixin(nn.Module):
 
         Raises:
             ValueError: the strategy's patches are not the model's, the images or a given mask do
-                not have its grid, the counts differ and the encoder cannot hide padding, the
-                strategy's loss says what the model's would not follow, or the model's loss is not
-                what :meth:`patch_error` measures.
+                not have its grid, the counts differ and the encoder cannot hide padding, patches
+                are left out and the decoder has other names, the strategy's loss says what the
+                model's would not follow, or the model's loss is not what :meth:`patch_error`
+                measures.
             TypeError: ``masking`` is not a strategy, or the model has another interface.
         """
         stock: Any = super().forward
@@ -90,7 +97,7 @@ class MaskedAutoencoderMixin(nn.Module):
             patch_mask.check_grid(imgs, size, name, grid)
         imgs = patch_mask.fill_invalid(imgs)
         call.arguments[next(iter(call.arguments))] = imgs
-        with hidden_padding(self, patch_mask.padding):
+        with hidden_padding(self, patch_mask.padding), self.decoding(patch_mask):
             outputs = stock(*call.args, **call.kwargs)
         if self.masking is None:
             return outputs
@@ -130,15 +137,33 @@ class MaskedAutoencoderMixin(nn.Module):
         size = getattr(self.patch_embed, "patch_size", None)
         return (size, size) if isinstance(size, int) else size
 
+    def decoding(self, patch_mask: PatchMask) -> AbstractContextManager[None]:
+        """Context in which the model's decoder runs without the patches that are left out."""
+        if patch_mask.num_left_out == 0:
+            return nullcontext()
+        blocks, prediction = (
+            getattr(self, "decoder_blocks", ()),
+            getattr(self, "decoder_pred", None),
+        )
+        first = next(iter(blocks), None)
+        if not isinstance(first, nn.Module) or not isinstance(prediction, nn.Module):
+            raise ValueError(
+                f"{LEFT_OUT}, which expected a list decoder_blocks of modules and a module "
+                f"decoder_pred, but {type(self).__name__} has not got both; {WAY_OUT}"
+            )
+        return decoded_only(first, prediction, patch_mask)
+
     def random_masking(self, x: Tensor, mask_ratio: float | PatchMask) -> Any:
         """Visible tokens, mask and ids_restore, by a PatchMask where ``mask_ratio`` is one.
+
+        The mask is the one that the model's loss counts, 1 = predicted.
 
         Args:
             x: ``(B, L, D)`` tokens without class token.
             mask_ratio: a mask, or a ratio for the model's own masking.
         """
         if isinstance(mask_ratio, PatchMask):
-            return mask_ratio.gather_visible(x), mask_ratio.mask, mask_ratio.ids_restore
+            return mask_ratio.gather_visible(x), mask_ratio.predicted, mask_ratio.ids_restore
         parent: Any = super()
         return parent.random_masking(x, mask_ratio)
 
@@ -174,16 +199,16 @@ class MaskedAutoencoderMixin(nn.Module):
         Reads two numbers back to the host, in the first step only.
 
         Raises:
-            ValueError: their mean over the masked patches is not the model's own loss.
+            ValueError: their mean over the predicted patches is not the model's own loss.
         """
         if self.error_checked or not self.squares_errors or self.masking.loss is None:
             return
-        own, ours = float(loss.detach()), float(masked_mean(error.detach(), patch_mask.mask))
+        own, ours = float(loss.detach()), float(masked_mean(error.detach(), patch_mask.predicted))
         # Half precision stays far below 1 %. NaN is for the training loop to see.
         if math.isfinite(own) and abs(own - ours) > 0.01 * abs(own):
             raise ValueError(
                 f"{type(self).__name__}'s own loss is {own:.6g}, but the mean squared error of the "
-                f"masked patches is {ours:.6g}: its loss measures something else. Override "
+                f"predicted patches is {ours:.6g}: its loss measures something else. Override "
                 "patch_error(imgs, pred) to give that error of each patch, (B, L)"
             )
         self.error_checked = True

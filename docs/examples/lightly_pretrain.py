@@ -32,7 +32,7 @@ class MAE(pl.LightningModule):
 
     def training_step(self, batch, _):
         error = self(batch[0], patch_mask := self.masking(batch[0]))
-        self.log("loss", loss := patches.masked_mean(error, patch_mask.mask), prog_bar=True)
+        self.log("loss", loss := patches.masked_mean(error, patch_mask.predicted), prog_bar=True)
         return self.masking.total_loss(loss, error, patch_mask)
 
     def configure_optimizers(self):

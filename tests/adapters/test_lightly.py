@@ -81,6 +81,20 @@ def test_indices_are_the_mask_behind_the_prefix(backbone_and_prefix):
     assert torch.equal(bool_mask(patch_mask, backbone, images), expected)
 
 
+def test_what_is_left_out_is_neither_kept_nor_predicted_and_masked_as_bool(backbone_and_prefix):
+    backbone, prefix = backbone_and_prefix
+    images = torch.randn(4, 3, 32, 32)
+    patch_mask = adversarial(prediction_ratio=0.25)(images)
+    idx_keep, idx_mask = token_mask(patch_mask, backbone, images)
+    empty = torch.zeros(4, prefix + 16)
+    assert torch.equal(empty.scatter(1, idx_mask, 1.0)[:, prefix:], patch_mask.predicted)
+    assert torch.equal(empty.scatter(1, idx_keep, 1.0)[:, prefix:], 1 - patch_mask.mask)
+    assert torch.equal(bool_mask(patch_mask, backbone, images)[:, prefix:], patch_mask.mask == 1)
+    pred, target = torch.randn(2, 4, 4, 3)
+    error = patch_error(pred, target, idx_mask, patch_mask, backbone)
+    assert torch.equal(error > 0, patch_mask.predicted > 0)
+
+
 def test_random_masking_is_lightly_s_own():
     """From the same noise; lightly draws one number more, for the class token."""
     noise, images = torch.rand(4, 16), torch.randn(4, 3, 32, 32)

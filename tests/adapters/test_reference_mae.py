@@ -261,6 +261,40 @@ def test_other_interfaces_are_refused(fork, error, message):
         model(images())
 
 
+class NoBlocks(SmallMaskedAutoencoder):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.layers, self.decoder_blocks = self.decoder_blocks, nn.ModuleList()
+
+
+class OtherName(SmallMaskedAutoencoder):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.head = self.decoder_pred
+        del self.decoder_pred
+
+
+@pytest.mark.parametrize("fork", [NoBlocks, OtherName])
+def test_a_decoder_of_other_names_is_refused_where_patches_are_left_out(fork):
+    class Ours(MaskedAutoencoderMixin, fork):
+        pass
+
+    model = build(Ours, masking=learned(prediction_ratio=0.25))
+    with pytest.raises(
+        ValueError, match=r"expected a list decoder_blocks .* decoder_pred, but Ours .*leave predi"
+    ):
+        model(images())
+
+
+@pytest.mark.parametrize("masking", [None, learned()])
+def test_a_mask_that_the_caller_gives_may_leave_patches_out(masking):
+    model = build(masking=masking)
+    patch_mask = RandomMasking(0.5, 8, prediction_ratio=0.25)(images())
+    _, pred, mask = model(images(), mask_ratio=patch_mask)
+    assert torch.equal(mask, patch_mask.predicted)
+    assert torch.equal((pred == 0).all(-1), (patch_mask.mask - mask).bool())
+
+
 def test_what_is_not_a_strategy_is_refused():
     model = build()
     with pytest.raises(TypeError, match="cannot assign"):
@@ -451,9 +485,10 @@ def test_activation_checkpointing(use_reentrant):
     free.use_reentrant = use_reentrant
     with pytest.raises(ValueError, match=r"activation checkpointing is on.*type='quantile'"):
         free(images())
-    equal = build(OursCheckpointing, masking=learned())
-    equal.use_reentrant = use_reentrant
-    same(run(equal), run(build(masking=learned())))
+    for options in ({}, dict(prediction_ratio=0.25)):  # the decoder is not checkpointed
+        equal = build(OursCheckpointing, masking=learned(**options))
+        equal.use_reentrant = use_reentrant
+        same(run(equal), run(build(masking=learned(**options))))
     wrapped = build(masking=learned(**FREE))
     wrapped.blocks[0] = Checkpointing(wrapped.blocks[0], use_reentrant)
     with pytest.raises(ValueError, match=r"Checkpointing does not take.*type='quantile'"):

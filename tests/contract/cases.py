@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +57,23 @@ def shuffled(target: Target, ratio: float) -> tuple[Tensor, PatchMask]:
     h, w = grid_of(target)
     noise = torch.rand(BATCH, h * w, generator=torch.Generator().manual_seed(3))
     return noise, PatchMask.from_shuffle(noise.argsort(1), int(h * w * (1 - ratio)), (h, w))
+
+
+def some_left_out(patch_mask: PatchMask) -> PatchMask:
+    """The same visible patches; of the masked ones half are predicted and half left out."""
+    num_masked = patch_mask.num_patches - patch_mask.num_visible
+    return replace(patch_mask, num_predicted=num_masked // 2)
+
+
+def also_with_some_left_out(law: Callable[..., bool | None]) -> Callable[[Target], bool | None]:
+    """The law holds where all masked patches are predicted, and where some are left out."""
+
+    @functools.wraps(law)
+    def both(target: Target) -> bool | None:
+        found = [law(target), law(target, prediction_ratio=RATIO / 2)]
+        return None if None in found else all(found)
+
+    return both
 
 
 def visible(target: Target, tokens: Tensor, patch_mask: PatchMask) -> Tensor:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from amn_masking import PatchMask, RandomMasking
 from amn_masking.network import pool_scores, standardise_logits, to_logits
-from amn_masking.patches import masked_mean
+from amn_masking.patches import masked_mean, spread_to_pixels
 from tests.contract.cases import (
     BATCH,
     RATIO,
     STOCK_RATIO,
+    also_with_some_left_out,
     close,
     gradients,
     grid_of,
@@ -28,10 +29,11 @@ from tests.contract.cases import (
     model_of,
     refused,
     shuffled,
+    some_left_out,
     unchanged,
     visible,
 )
-from tests.contract.targets.target import Given, Target
+from tests.contract.targets.target import Given, Step, Target
 
 
 def exactly_ids_keep(target: Target) -> bool:
@@ -67,19 +69,22 @@ def random_is_stock(target: Target) -> bool | None:
     )
 
 
-def random_adds_nothing(target: Target) -> bool:
+@also_with_some_left_out
+def random_adds_nothing(target: Target, **options: float) -> bool:
     """Under RandomMasking what is minimised is the codebase's own loss, bit for bit."""
-    masking = RandomMasking(STOCK_RATIO, target.patch_size)
+    masking = RandomMasking(STOCK_RATIO, target.patch_size, **options)
     step = target.step(model_of(target), images_of(target), masking)
     return torch.equal(step.loss, step.reconstruction) and step.loss.requires_grad
 
 
-def error_exact(target: Target) -> bool | None:
-    """The mean of the errors that the adversary gets is the codebase's own loss."""
+@also_with_some_left_out
+def error_exact(target: Target, **options: float) -> bool | None:
+    """The mean of the predicted patches' errors, which the adversary gets, is the codebase's own
+    loss."""
     if not target.masked_mean:
         return None
-    step = target.step(model_of(target), images_of(target), learned(target))
-    return close(masked_mean(step.error, step.patch_mask.mask), step.reconstruction)
+    step = target.step(model_of(target), images_of(target), learned(target, **options))
+    return close(masked_mean(step.error, step.patch_mask.predicted), step.reconstruction)
 
 
 def soft_mask(logits: Tensor, tau: Tensor) -> Tensor:
@@ -90,14 +95,15 @@ def soft_mask(logits: Tensor, tau: Tensor) -> Tensor:
     return torch.sigmoid(logits - (common - common.detach()) - tau)
 
 
-def gradient_up(target: Target) -> bool:
+@also_with_some_left_out
+def gradient_up(target: Target, **options: float) -> bool:
     """The masking network gets -lambda times the gradient of straight_through's objective, written
     anew, and descending along it masks harder patches."""
     images = images_of(target)
-    masking = learned(target, estimator=dict(type="straight_through"))
+    masking = learned(target, estimator=dict(type="straight_through"), **options)
     step = target.step(model_of(target), images, masking)
     got = gradients(step.loss, masking)
-    mask, error = step.patch_mask.mask, step.error.detach().float()
+    mask, error = step.patch_mask.predicted, step.error.detach().float()
     masked = mask.sum(1, keepdim=True)
     advantage = mask * (error - (error * mask).sum(1, keepdim=True) / masked) / masked
 
@@ -119,18 +125,23 @@ def gradient_up(target: Target) -> bool:
 
 
 def order_is_free(target: Target) -> bool:
-    """The order in which visible patches are listed changes no error."""
+    """The order in which visible patches are listed, and predicted ones, changes no error."""
     model, images = model_of(target), images_of(target)
-    _, patch_mask = shuffled(target, RATIO)
-    kept = patch_mask.num_visible
-    turned = patch_mask.ids_shuffle.clone()
-    turned[:, :kept] = turned[:, :kept].flip(1)
-    other = PatchMask.from_shuffle(turned, kept, patch_mask.grid)
-    one, two = (
-        target.step(model, images, Given(target.patch_size, m)) for m in (patch_mask, other)
-    )
-    mask = patch_mask.mask
-    return close(two.error * mask, one.error * mask) and torch.equal(other.mask, mask)
+    _, whole = shuffled(target, RATIO)
+    for patch_mask in (whole, some_left_out(whole)):
+        kept, decoded = patch_mask.num_visible, patch_mask.num_patches - patch_mask.num_left_out
+        parts = patch_mask.ids_shuffle.tensor_split([kept, decoded], 1)
+        turned = torch.cat([part.flip(1) for part in parts], 1)
+        other = PatchMask.from_shuffle(
+            turned, kept, patch_mask.grid, num_predicted=patch_mask.num_predicted
+        )
+        one, two = (
+            target.step(model, images, Given(target.patch_size, m)) for m in (patch_mask, other)
+        )
+        mask = patch_mask.predicted
+        if not (close(two.error * mask, one.error * mask) and torch.equal(other.predicted, mask)):
+            return False
+    return True
 
 
 def batch_order(target: Target) -> bool:
@@ -160,8 +171,10 @@ def images_alone(target: Target) -> bool:
     return close(two[1:], one[1:]) and not close(two[0], one[0])
 
 
-def in_low_precision(target: Target, model: nn.Module, images: Tensor, autocast: bool) -> bool:
-    masking = learned(target).eval()
+def in_low_precision(
+    target: Target, model: nn.Module, images: Tensor, autocast: bool, **options: float
+) -> bool:
+    masking = learned(target, **options).eval()
     expected = masking(images)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         step = target.step(model, images, masking)
@@ -175,23 +188,26 @@ def in_low_precision(target: Target, model: nn.Module, images: Tensor, autocast:
     )
 
 
-def bfloat16(target: Target) -> bool:
+@also_with_some_left_out
+def bfloat16(target: Target, **options: float) -> bool:
     """A model in bfloat16: float32 masks to the bit, finite loss and masking gradient."""
     images = images_of(target).bfloat16()
-    return in_low_precision(target, model_of(target).bfloat16(), images, autocast=False)
+    return in_low_precision(target, model_of(target).bfloat16(), images, False, **options)
 
 
-def autocast(target: Target) -> bool:
+@also_with_some_left_out
+def autocast(target: Target, **options: float) -> bool:
     """The same under torch.autocast."""
-    return in_low_precision(target, model_of(target), images_of(target), autocast=True)
+    return in_low_precision(target, model_of(target), images_of(target), True, **options)
 
 
-def model_untouched(target: Target) -> bool:
+@also_with_some_left_out
+def model_untouched(target: Target, **options: float) -> bool:
     """After a step the model has its weights, attributes, submodules and hooks, and no others."""
     model, images = model_of(target), images_of(target)
     target.all_tokens(model, images)
     before = looked_at(model, target.keeps)
-    target.step(model, images, learned(target)).loss.backward()
+    target.step(model, images, learned(target, **options)).loss.backward()
     after = looked_at(model, target.keeps)
     if before.keys() != after.keys():
         return False
@@ -264,6 +280,46 @@ def copies_and_eval(target: Target) -> bool:
     )
 
 
+def predicts_all(target: Target) -> bool:
+    """A prediction_ratio equal to mask_ratio changes no loss, no error and no gradient, bit for
+    bit."""
+    found = []
+    for options in ({}, dict(prediction_ratio=RATIO)):
+        model, masking = model_of(target), learned(target, **options)
+        torch.manual_seed(4)
+        step = target.step(model, images_of(target), masking)
+        step.loss.backward()
+        weights = [*model.parameters(), *masking.parameters()]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        found.append([step.loss, step.error, step.decoded, *gradients])
+    return len(found[0]) == len(found[1]) and all(map(torch.equal, *found))
+
+
+def left_out(target: Target) -> bool:
+    """The decoder gets the prefix and the visible and predicted patches; the pixels of those that
+    are left out change no loss and no predicted error, bit for bit."""
+    model, images = model_of(target), images_of(target)
+    _, whole = shuffled(target, RATIO)
+    some = some_left_out(whole)
+
+    def step(images: Tensor, patch_mask: PatchMask) -> Step:
+        return target.step(model, images, Given(target.patch_size, patch_mask))
+
+    tokens = step(images, whole).decoded
+    prefix, patches = tokens[:, : target.prefix], tokens[:, target.prefix :]
+    if target.decodes_in_order:
+        patches = patches.take_along_dim(whole.ids_shuffle[:, :, None], 1)
+    expected = torch.cat([prefix, patches[:, : whole.num_patches - some.num_left_out]], 1)
+    hidden = spread_to_pixels(some.mask - some.predicted, some.grid, *target.image_size)
+    one, two = (step(x, some) for x in (images, images + hidden * images.square()))
+    return (
+        torch.equal(one.decoded, expected)
+        and torch.equal(two.error * some.predicted, one.error * some.predicted)
+        and torch.equal(two.reconstruction, one.reconstruction)
+        and torch.equal(two.loss, one.loss)
+    )
+
+
 LAWS: dict[str, Callable[[Target], bool | None]] = {
     "exactly ids_keep": exactly_ids_keep,
     "prefix": prefix_survives,
@@ -281,4 +337,6 @@ LAWS: dict[str, Callable[[Target], bool | None]] = {
     "free counts": free_counts,
     "gate": gate,
     "copies, eval": copies_and_eval,
+    "predict all": predicts_all,
+    "left out": left_out,
 }

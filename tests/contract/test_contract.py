@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("timm", reason="needs the extra 'timm'")
 
@@ -40,6 +42,20 @@ def other_mask(changed):
 
 def rolled(m):
     return PatchMask.from_shuffle(m.ids_shuffle.roll(1, 1), m.num_visible, m.grid)
+
+
+def sees_the_left_out(self, x, mask_ratio):
+    kept, mask, ids = STOCK["random_masking"](self, x, mask_ratio)
+    left_out = mask_ratio.mask - mask_ratio.predicted
+    return kept + (x * left_out[:, :, None]).sum(1, keepdim=True), mask, ids
+
+
+def decodes_others(self, tokens):
+    return tokens[:, self.num_left_out :]
+
+
+def predicts_elsewhere(self, decoded):
+    return nn.functional.pad(decoded, (0, 0, 0, self.num_left_out))
 
 
 def places_not_gathered(self, x, mask, ids):
@@ -143,6 +159,32 @@ BROKEN = {
     ),
     "graph kept": ("copies, eval", (Mixin, "forward", keeps_the_graph)),
     "other tokens in eval": ("copies, eval", masked_by(unmasked_in_eval)),
+    "another mask where all is predicted": (
+        "predict all",
+        other_mask(lambda x, m: m if m.num_predicted is None else rolled(m)),
+    ),
+    "left out decoded": (
+        "left out",
+        (reference_mae, "decoded_only", lambda *args: nullcontext()),
+    ),
+    "the left out in the loss": (
+        "left out",
+        masked_by(lambda self, x, m, i: (x, (i >= x.shape[1]).float(), i)),
+    ),
+    "left out seen": ("left out", (Mixin, "random_masking", sees_the_left_out)),
+    "other tokens decoded": ("left out", (PatchMask, "gather_decoded", decodes_others)),
+    "predictions in other places": (
+        "order free",
+        (PatchMask, "scatter_decoded", predicts_elsewhere),
+    ),
+    "the left out in the mean": (
+        "error exact",
+        masked_by(lambda self, x, m, i: (x, (i >= x.shape[1]).float(), i)),
+    ),
+    "no gradient where some is left out": (
+        "gradient up",
+        other_mask(lambda x, m: m.detach() if m.num_left_out else m),
+    ),
 }  # fmt: skip
 
 

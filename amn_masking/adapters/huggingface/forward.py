@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from amn_masking.adapters.decoded import decoded_only
 from amn_masking.adapters.own_loss import check_followed
 from amn_masking.mask import PatchMask
 from amn_masking.patches import normalise_patches, patchify
@@ -20,9 +21,11 @@ class MaskedPass(NamedTuple):
     """What :func:`masked_forward` gives.
 
     Attributes:
-        outputs: the model's. ``outputs.loss`` is what to minimise, adversarial terms included.
+        outputs: the model's. ``outputs.loss`` is what to minimise, adversarial terms included;
+            ``outputs.mask`` is 1 where it counts: at the predicted patches, which are the masked
+            ones unless a ``prediction_ratio`` leaves some out. ``outputs.logits`` of those are 0.
         reconstruction: the model's own loss, a scalar.
-        error: ``(B, L)`` per-patch error; its mean over the masked patches is ``reconstruction``.
+        error: ``(B, L)`` per-patch error; its mean over the predicted is ``reconstruction``.
         patch_mask: the mask of this pass.
     """
 
@@ -93,6 +96,11 @@ def masked_forward(
         filled = patch_mask.fill_invalid(images)
         return args, {**kwargs, "pixel_values": filled, "noise": patch_mask.ids_restore.float()}
 
+    def count_predicted(module: nn.Module, args: tuple, outputs: tuple) -> tuple | None:
+        # The model's loss counts the mask that its embeddings return.
+        tokens, _, ids_restore = outputs
+        return (tokens, masks[0].predicted, ids_restore) if masks[0].num_left_out else None
+
     def add_terms(module: nn.Module, args: tuple, kwargs: dict, outputs: Any) -> None:
         error = patch_error(outputs.logits, kwargs["pixel_values"], config)
         reconstruction = outputs.loss
@@ -100,10 +108,13 @@ def masked_forward(
             outputs.loss = masking.total_loss(reconstruction, error, masks[0])
         passes.append(MaskedPass(outputs, reconstruction, error, masks[0]))
 
-    own_ratio = config.mask_ratio
+    own_ratio, decoder = config.mask_ratio, vit_mae.decoder
+    first_layer = [*decoder.decoder_layers, decoder.decoder_norm][0]  # there may be no layers
     try:
         with (
             vit_mae.register_forward_pre_hook(hand_in, with_kwargs=True),
+            vit_mae.vit.embeddings.register_forward_hook(count_predicted),
+            decoded_only(first_layer, decoder.decoder_pred, lambda: masks[0]),
             vit_mae.register_forward_hook(add_terms, with_kwargs=True),
         ):
             outputs = model(pixel_values=pixel_values, **kwargs)

@@ -100,18 +100,48 @@ def test_patches_without_data_do_not_matter(norm_pix_loss, of_pixels):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_where_patches_are_left_out(use_reentrant):
+    """As the Trainer switches it on."""
+    got = []
+    for checkpointing in (False, True):
+        model = build(masking := adversarial(prediction_ratio=0.25))
+        if checkpointing:
+            model.gradient_checkpointing_enable(dict(use_reentrant=use_reentrant))
+        torch.manual_seed(3)
+        done = masked_forward(model, pictures(), masking)
+        done.outputs.loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        got.append([done.outputs.loss.detach(), *gradients])
+    for one, other in zip(*got, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_what_is_left_out_has_no_prediction_and_is_not_in_the_mask(layers):
+    model = build(decoder_num_hidden_layers=layers)
+    done = masked_forward(model, pictures(), adversarial(prediction_ratio=0.25))
+    patch_mask, outputs = done.patch_mask, done.outputs
+    assert torch.equal(outputs.mask, patch_mask.predicted)
+    assert torch.equal(outputs.ids_restore, patch_mask.ids_restore)
+    assert not outputs.logits[(patch_mask.mask - patch_mask.predicted).bool()].any()
+    assert outputs.logits[patch_mask.mask == 0].any(-1).all()
+
+
 @pytest.mark.slow
 def test_compiled_with_batches_of_several_sizes():
     """No graph break where sizes become symbols, which would go back to eager without a word."""
     torch._dynamo.reset()
     counters.clear()
-    masking = adversarial(estimator=dict(type="straight_through", noise=0))
+    steady = dict(type="straight_through", noise=0)
+    masking = adversarial(estimator=steady, prediction_ratio=0.25)
     model = build(masking)
     compiled = torch.compile(model, backend="aot_eager")
     for batch in (4, 2, 3, 5):
         got = []
         for each in (model, compiled):
             model.zero_grad()
+            torch.manual_seed(3)  # for what is left out
             done = masked_forward(each, pictures(batch), masking)
             done.outputs.loss.backward()
             gradients = [p.grad for p in model.parameters() if p.grad is not None]

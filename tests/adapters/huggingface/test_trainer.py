@@ -155,9 +155,10 @@ def test_accumulated_steps_are_one_large_step(tmp_path):
         torch.testing.assert_close(got[0][name], got[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation(tmp_path):
+@pytest.mark.parametrize("options", [dict(random_share=0.5), dict(prediction_ratio=0.25)])
+def test_evaluation(tmp_path, options):
     """The reconstruction, without the adversary's terms, under masks that follow the scores."""
-    model = build(adversarial(random_share=0.5))
+    model = build(adversarial(**options))
     trainer = train(tmp_path, model, label_names=["pixel_values"])
     before, strength = weights(model), model.masking.strength
     logged = len(trainer.state.log_history)
@@ -171,7 +172,7 @@ def test_evaluation(tmp_path):
     assert len(trainer.state.log_history) == logged + 2
     predicted = trainer.predict(trainer.eval_dataset).predictions
     assert predicted[0].shape == (8, 16, 192)
-    assert (torch.from_numpy(predicted[1]) == expected.patch_mask.mask).all()
+    assert (torch.from_numpy(predicted[1]) == expected.patch_mask.predicted).all()
 
 
 @pytest.mark.parametrize(

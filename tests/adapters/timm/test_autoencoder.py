@@ -332,11 +332,13 @@ def test_errors(make, error, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit", "naflex_mixed"])
-def test_compiles_without_a_graph_break(name):
+@pytest.mark.parametrize(
+    ("name", "options"), [("vit", {}), ("naflex_mixed", dict(prediction_ratio=0.25))]
+)
+def test_compiles_without_a_graph_break(name, options):
     torch._dynamo.reset()
     encoder, _ = small(name)
-    mae, images = build(name, AdversarialMasking(0.5, patch_size(encoder)))
+    mae, images = build(name, AdversarialMasking(0.5, patch_size(encoder), **options))
     compiled = torch.compile(mae, fullgraph=True, backend="aot_eager")
     for batch in (3, 2):
         losses, gradients = [], []

@@ -45,9 +45,13 @@ class HuggingFaceViTMAE(Target):
             model.config.mask_ratio = ratio
 
     def step(self, model: nn.Module, images: Tensor, masking: MaskingStrategy) -> Step:
-        with seen_by(first_layer(model)) as tokens:
+        norm = model.decoder.decoder_layers[0].layernorm_before
+        with seen_by(first_layer(model)) as tokens, seen_by(norm) as decoded:
             done = masked_forward(model, images, masking)
-        return Step(done.reconstruction, done.error, tokens[0], done.outputs.loss, done.patch_mask)
+        return Step(
+            done.reconstruction, done.error, tokens[0], decoded[0], done.outputs.loss,
+            done.patch_mask,
+        )  # fmt: skip
 
     def stock_step(self, model: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         with seen_by(first_layer(model)) as tokens:

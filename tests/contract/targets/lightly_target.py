@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+import torch
 from lightly.models import utils
 from lightly.models.modules import (
     MaskedVisionTransformerDecoderTIMM,
@@ -42,12 +43,13 @@ class MAE(nn.Module):
     def forward(
         self, images: Tensor, idx_keep: Tensor, idx_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``(pred, target, loss)`` of the masked patches."""
+        """``(pred, target, loss)`` of the patches of ``idx_mask``, decoded beside the kept."""
         encoded = self.backbone.encode(images, idx_keep=idx_keep)
         size = (len(images), self.backbone.sequence_length)
         tokens = utils.repeat_token(self.decoder.mask_token, size)
         tokens = utils.set_at_index(tokens, idx_keep, encoded.type_as(tokens))
-        pred = self.predict(utils.get_at_index(self.decoder(tokens), idx_mask))
+        decoded = self.decoder(tokens, idx_keep=torch.cat([idx_keep, idx_mask], 1))
+        pred = self.predict(decoded[:, idx_keep.shape[1] :])
         patches = utils.patchify(images, self.patch_size)
         target = utils.get_at_index(patches, idx_mask - self.prefix)
         return pred, target, F.mse_loss(pred, target)
@@ -57,6 +59,7 @@ class LightlyMAE(Target):
     """One of lightly's encoders."""
 
     package = "lightly"
+    decodes_in_order = False
 
     def __init__(self, name: str, prefix: int = 1) -> None:
         self.name = name
@@ -79,11 +82,12 @@ class LightlyMAE(Target):
     def step(self, model: nn.Module, images: Tensor, masking: MaskingStrategy) -> Step:
         patch_mask = masking(images)
         idx_keep, idx_mask = token_mask(patch_mask, model.backbone, images)
-        with seen_by(self.first_block(model.backbone)) as tokens:
+        norm = model.decoder.blocks[0].norm1
+        with seen_by(self.first_block(model.backbone)) as tokens, seen_by(norm) as decoded:
             pred, target, loss = model(images, idx_keep, idx_mask)
         error = patch_error(pred, target, idx_mask, patch_mask, model.backbone)
         total = masking.total_loss(loss, error, patch_mask)
-        return Step(loss, error, tokens[0], total, patch_mask)
+        return Step(loss, error, tokens[0], decoded[0], total, patch_mask)
 
     def stock_step(
         self, model: nn.Module, images: Tensor, noise: Tensor

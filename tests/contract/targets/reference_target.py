@@ -44,12 +44,17 @@ class ReferenceMAE(Target):
     def step(self, model: nn.Module, images: Tensor, masking: MaskingStrategy) -> Step:
         model.masking = masking
         try:
-            with seen_by(model.blocks[0]) as tokens, seen_by(masking, output=True) as masks:
+            with (
+                seen_by(model.blocks[0]) as tokens,
+                seen_by(model.decoder_blocks[0].norm1) as decoded,
+                seen_by(masking, output=True) as masks,
+            ):
                 loss, pred, mask = model(images)
         finally:
             model.masking = None
         error = model.patch_error(images, pred)
-        return Step(model.forward_loss(images, pred, mask), error, tokens[0], loss, masks[0])
+        own = model.forward_loss(images, pred, mask)
+        return Step(own, error, tokens[0], decoded[0], loss, masks[0])
 
     def stock_step(self, model: nn.Module, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         stock = self.stock(model)

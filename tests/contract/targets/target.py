@@ -24,6 +24,7 @@ class Step(NamedTuple):
         reconstruction: the codebase's own loss, a scalar.
         error: ``(B, L)`` per-patch error that the adapter gives the adversary.
         tokens: ``(B, P + N, D)`` what entered the first encoder block, seen from inside by a hook.
+        decoded: ``(B, P + N + M, D')`` what entered the first decoder block, M predicted patches.
         loss: what the adapter minimises, with the strategy's adversarial terms.
         patch_mask: the mask that the strategy made in this pass.
     """
@@ -31,6 +32,7 @@ class Step(NamedTuple):
     reconstruction: Tensor
     error: Tensor
     tokens: Tensor
+    decoded: Tensor
     loss: Tensor
     patch_mask: PatchMask
 
@@ -47,7 +49,9 @@ class Target:
         free_counts: whether images of a batch may keep different numbers of patches.
         gate: whether the adapter takes ``gate=True``; one that does not must refuse it.
         row_major: whether visible tokens come in the grid's order, not in that of ``ids_keep``.
-        masked_mean: whether the codebase's own loss is the mean error of the masked patches.
+        decodes_in_order: whether the decoder gets all L patches in the order of the grid, and not
+            in that of ``ids_shuffle``, which is that of the N + M where some are left out.
+        masked_mean: whether the codebase's own loss is the mean error of the predicted patches.
         keeps: attributes of the model that the adapter may change for good, by name.
     """
 
@@ -59,6 +63,7 @@ class Target:
     free_counts: bool = False
     gate: bool = False
     row_major: bool = False
+    decodes_in_order: bool = True
     masked_mean: bool = True
     keeps: tuple[str, ...] = ()
 
@@ -112,7 +117,11 @@ class Given(MaskingStrategy):
 
 @contextmanager
 def seen_by(module: nn.Module, output: bool = False) -> Iterator[list[Any]]:
-    """For the duration, collects what each call of a module is given first, or what it returns."""
+    """For the duration, collects what each call of a module is given first, or what it returns.
+
+    What a decoder's first block gets is read at the norm inside it: hooks run in the order in which
+    they were registered, and a hook of the adapter's on the block itself comes after this one.
+    """
     seen: list[Any] = []
     if output:
         handle = module.register_forward_hook(lambda m, args, out: seen.append(out))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from timm.models.eva import Eva
 from timm.models.hiera import Hiera
@@ -14,21 +12,25 @@ from torch import Tensor, nn
 from amn_masking import RandomMasking
 from amn_masking.adapters.timm import MaskedAutoencoder, patch_size
 from amn_masking.strategies import MaskingStrategy
-from tests.contract.targets.target import Step, Target
+from tests.contract.targets.target import Step, Target, seen_by
 
 SIZE = dict(patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
 DECODER = dict(decoder_dim=32, decoder_depth=1, decoder_heads=2)
 
 
-def tokens_of(encoder: nn.Module, run: Callable[[], object]) -> tuple[Tensor, object]:
-    """What entered the encoder's first block while ``run()`` ran, and what that gave."""
-    seen: list[Tensor] = []
-    handle = encoder.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
-        result = run()
-    finally:
-        handle.remove()
-    return seen[0], result
+def tokens_of(encoder: nn.Module, images: Tensor) -> Tensor:
+    """What enters the encoder's first block."""
+    with seen_by(encoder.blocks[0]) as tokens:
+        encoder.forward_features(images)
+    return tokens[0]
+
+
+def step_of(autoencoder: MaskedAutoencoder, images: Tensor) -> Step:
+    """One of its forward passes."""
+    norm = autoencoder.decoder[0].norm1
+    with seen_by(autoencoder.encoder.blocks[0]) as tokens, seen_by(norm) as decoded:
+        out = autoencoder(images)
+    return Step(out.reconstruction, out.error, tokens[0], decoded[0], out.loss, out.patch_mask)
 
 
 class Encoder(Target):
@@ -39,15 +41,14 @@ class Encoder(Target):
     gate = True
 
     def all_tokens(self, model: nn.Module, images: Tensor) -> Tensor:
-        return tokens_of(model, lambda: model.forward_features(images))[0]
+        return tokens_of(model, images)
 
     def step(self, model: nn.Module, images: Tensor, masking: MaskingStrategy) -> Step:
         # The same decoder for each step, and the caller's random numbers as they were.
         with torch.random.fork_rng():
             torch.manual_seed(0)
             autoencoder = MaskedAutoencoder(model, masking, **DECODER)
-        tokens, out = tokens_of(model, lambda: autoencoder(images))
-        return Step(out.reconstruction, out.error, tokens, out.loss, out.patch_mask)
+        return step_of(autoencoder, images)
 
     def stock_step(self, model: nn.Module, images: Tensor, noise: Tensor) -> None:
         return None
@@ -139,16 +140,14 @@ class Autoencoder(Target):
         return MaskedAutoencoder(encoder, RandomMasking(0.75, patch_size(encoder)), **DECODER)
 
     def all_tokens(self, model: nn.Module, images: Tensor) -> Tensor:
-        encoder = model.encoder
-        return tokens_of(encoder, lambda: encoder.forward_features(images))[0]
+        return tokens_of(model.encoder, images)
 
     def step(self, model: nn.Module, images: Tensor, masking: MaskingStrategy) -> Step:
         stock, model.masking = model.masking, masking
         try:
-            tokens, out = tokens_of(model.encoder, lambda: model(images))
+            return step_of(model, images)
         finally:
             model.masking = stock
-        return Step(out.reconstruction, out.error, tokens, out.loss, out.patch_mask)
 
     def stock_step(self, model: nn.Module, images: Tensor, noise: Tensor) -> None:
         return None  # its masks come from a strategy, RandomMasking's too
