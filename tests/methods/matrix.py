@@ -25,6 +25,13 @@ And measured, where the answer is the method's and not this package's to give:
 - random identical: with RandomMasking, loss and all gradients are stock's, bit for bit, given the
   same seed: so it is where stock masks uniformly at random itself, and not where it draws blocks or
   looks at the image.
+- left out: what a prediction_ratio spares. 'decoder saved': the decoder runs without the patches
+  that are left out, and they are not in the loss; 'loss only': they are not in the loss; 'refused':
+  a prediction_ratio is. Where it is taken: with prediction_ratio = mask_ratio, loss and gradients
+  are those without one, bit for bit; a predicted patch's error is what the stock forward pass gives
+  if its decoder's attention does not look at what is left out; 'error exact' holds of these errors;
+  and other pixels in what is left out change no prediction and, where a patch's target is made of
+  its own pixels alone, no loss, bit for bit.
 """
 
 from __future__ import annotations
@@ -34,6 +41,9 @@ import csv
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +55,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
+from amn_masking.adapters.overrides import overridden
 from amn_masking.mask import PatchMask
 from amn_masking.network import pool_scores, standardise_logits, to_logits
 from demo.photos import write
@@ -52,7 +63,10 @@ from tests.contract.laws import soft_mask
 from tests.methods.small_methods import SMALL, small_config
 
 LEARNED = dict(type="AdversarialMasking", mask_ratio=0.5)
+PART = LEARNED | dict(prediction_ratio=0.25)
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
+# A patch's target is of its own pixels alone. (CLIP's stand-in here embeds one patch at a time.)
+OWN_TARGETS = ("MAE", "MAE (HiViT)", "MFF", "EVA", "SimMIM", "iTPN (pixel)", "SparK")
 SUPPORT = ("predicts", "counts", "gradient path", "patch", "ratio")
 
 
@@ -129,13 +143,13 @@ def mask_exact(label: str, photos: Path, masking: dict = LEARNED) -> bool:
 
 
 def slow_patch_error(model: Any, calls: list[tuple], patch_mask: PatchMask) -> Tensor:
-    """The head's own loss module on one masked patch after the other; 0 at visible ones."""
+    """The head's own loss module on one predicted patch after the other; 0 at the others."""
     error = torch.zeros_like(patch_mask.mask)
     (h, w), loss = patch_mask.grid, model.loss_module
     for pred, target, *rest in calls:
         row = 0
-        for image, masked in enumerate(patch_mask.mask):
-            for rank, patch in enumerate(masked.nonzero().flatten().tolist()):
+        for image, predicted in enumerate(patch_mask.predicted):
+            for rank, patch in enumerate(predicted.nonzero().flatten().tolist()):
                 if len(rest) == 2:  # CAE: also the latents, image by image
                     here = slice(row, row + 1), (image, slice(rank, rank + 1))
                     value = sum(loss(pred[here[0]], target[here[0]], *(x[here[1]] for x in rest)))
@@ -157,8 +171,12 @@ def slow_patch_error(model: Any, calls: list[tuple], patch_mask: PatchMask) -> T
 @torch.no_grad()
 def error_exact(label: str, photos: Path, masking: dict = LEARNED) -> bool:
     model, inputs, samples = build(label, photos, masking=masking)
+    return errors_exact(label, model, inputs, samples)
+
+
+def errors_exact(label: str, model: Any, inputs: Any, samples: list) -> bool:
     seen = Watched(model, inputs, samples)
-    mask = seen.mask.mask
+    mask = seen.mask.predicted
     error = model.patch_error(seen.mask, seen.calls) * mask
     if not torch.allclose(error, slow_patch_error(model, seen.calls, seen.mask), rtol=1e-4):
         return False
@@ -213,6 +231,103 @@ def hidden_unseen(label: str, photos: Path, masking: dict = LEARNED) -> bool:
     before = prediction(images)
     after = prediction(torch.where(hidden.bool(), torch.randn_like(images), images))
     return all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def left_out(label: str, photos: Path) -> str:
+    """A cell of the column 'left out'; 'NO' where one of its laws is broken."""
+    try:
+        model, inputs, samples = build(label, photos, masking=PART)
+    except ValueError as error:
+        if "prediction_ratio" not in str(error):
+            raise
+        return "refused"
+    if not identical_where_all_are_predicted(label, photos, model, inputs, samples):
+        return "NO"
+    with torch.no_grad():
+        spared = decoder_spared(model, inputs, samples)
+        good = errors_exact(label, model, inputs, samples) and left_out_unseen(
+            label, model, inputs, samples
+        )
+    return ("decoder saved" if spared else "loss only") if good else "NO"
+
+
+def identical_where_all_are_predicted(
+    label: str, photos: Path, model: Any, inputs: Any, samples: list
+) -> bool:
+    model.masking.prediction_ratio = model.masking.mask_ratio
+    stock = build(label, photos, masking=LEARNED)[0]
+    losses, expected = (step(each, inputs, samples) for each in (model, stock))
+    model.masking.prediction_ratio = PART["prediction_ratio"]
+    gradients = (dict(each.named_parameters()) for each in (model, stock))
+    return all(torch.equal(losses[name], value) for name, value in expected.items()) and all(
+        one.grad is other.grad or torch.equal(one.grad, other.grad)
+        for one, other in zip(*(each.values() for each in gradients), strict=True)
+    )
+
+
+def decoder_spared(model: Any, inputs: Any, samples: list) -> bool:
+    """Whether the decoder runs without what is left out.
+
+    Raises:
+        AssertionError: the predicted patches' errors are not those of a stock forward pass in which
+            the decoder's attention does not look at the others.
+    """
+    part = model.make_mask(inputs if isinstance(inputs, Tensor) else inputs[0])
+    whole = replace(part, num_predicted=None)
+    blocks = getattr(model.neck, "decoder_blocks", ())
+    tokens, errors = [], []
+    for mask in (whole, part):
+        set_random_seed(4)
+        with attending_to(blocks, part) if mask is whole else nullcontext(), ExitStack() as stack:
+            for block in blocks:
+                count = block.attn.register_forward_pre_hook(
+                    lambda module, args: tokens.append(args[0].shape[1])
+                )
+                stack.callback(count.remove)
+            errors.append(model.error_under(mask, inputs, samples))
+    predicted = part.predicted > 0
+    torch.testing.assert_close(*(error[predicted] for error in errors), rtol=1e-4, atol=1e-6)
+    assert not errors[1][part.mask > part.predicted].any()
+    depth = len(blocks)
+    spared = {before - after for before, after in zip(tokens[:depth], tokens[depth:], strict=True)}
+    assert spared in (set(), {part.num_left_out})
+    return bool(spared)
+
+
+@contextmanager
+def attending_to(blocks: Any, part: PatchMask) -> Iterator[None]:
+    """For the duration, no attention of these blocks looks at the patches that are left out."""
+    with ExitStack() as stack:
+        for block in blocks:
+            attend = block.attn.scaled_dot_product_attention
+
+            def looking(
+                query: Tensor, key: Tensor, *args: Any, attend=attend, **kwargs: Any
+            ) -> Tensor:
+                seen = F.pad(part.counted, (key.shape[2] - part.num_patches, 0), value=True)
+                return attend(query, key, *args, **kwargs | dict(attn_mask=seen[:, None, None]))
+
+            stack.enter_context(overridden(block.attn, scaled_dot_product_attention=looking))
+        yield
+
+
+def left_out_unseen(label: str, model: Any, inputs: Any, samples: list) -> bool:
+    """Whether other pixels in what is left out change no prediction, and no loss."""
+    images = inputs if isinstance(inputs, Tensor) else inputs[0]
+    part = model.make_mask(images)
+    hidden = part.mask > part.predicted
+    pixels = replace(part, mask=hidden.float()).pixel_mask(*images.shape[2:])
+    changed = torch.where(pixels > 0, torch.randn_like(images), images)
+    found = []
+    for seen in (images, changed):
+        set_random_seed(4)
+        batch = seen if isinstance(inputs, Tensor) else [seen, *inputs[1:]]
+        losses, calls = model.masked_loss(part, batch, samples)
+        found.append([call[0] for call in calls])
+        if label in OWN_TARGETS:
+            found[-1].append(losses["loss"])
+    same = all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    return same or label == "iTPN (clip)"  # whose stock shows what it hides
 
 
 def none_identical(label: str, photos: Path) -> bool:
@@ -271,7 +386,11 @@ CHECKS = {
     "gradient up": gradient_up,
     "None identical": none_identical,
 }
-MEASURED = {"hidden unseen": hidden_unseen, "random identical": random_identical}
+MEASURED = {
+    "hidden unseen": hidden_unseen,
+    "random identical": random_identical,
+    "left out": left_out,
+}
 
 
 def support(label: str, photos: Path) -> dict[str, str]:
@@ -302,7 +421,8 @@ def check(label: str, photos: Path) -> dict[str, str]:
     row = {"stack": stack(), "torch": version("torch"), "method": label}
     for name, passes in (CHECKS | MEASURED).items():
         try:
-            row[name] = "yes" if passes(label, photos) else "NO"
+            answer = passes(label, photos)
+            row[name] = answer if isinstance(answer, str) else "yes" if answer else "NO"
         except Exception:
             traceback.print_exc()
             row[name] = "NO"

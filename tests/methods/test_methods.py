@@ -22,6 +22,7 @@ from tests.methods.matrix import (
     build,
     error_exact,
     hidden_unseen,
+    left_out,
     mask_exact,
     random_identical,
     step,
@@ -33,6 +34,9 @@ from tests.methods.small_methods import SMALL
 FREE = dict(type="AdversarialMasking", threshold=dict(type="mean"), standardise=False)
 RANDOM = ("MAE", "MAE (HiViT)", "MFF", "EVA", "iTPN (pixel)", "SparK")
 EQUAL = ("MAE (HiViT)", "MILAN", "CAE", "iTPN (pixel)")
+SAVED = ("MAE", "MAE (HiViT)", "MFF", "EVA", "MILAN", "iTPN (pixel)")
+LEFT_OUT = {label: "decoder saved" if label in SAVED else "loss only" for label in SMALL}
+LEFT_OUT["MixMIM"] = "refused"
 
 
 def test_every_method_has_a_row():
@@ -60,6 +64,12 @@ def test_random_masking_is_the_stock_method_where_that_masks_at_random(label, ph
 def test_no_path_leads_from_a_masked_pixel_to_the_prediction(label, kind, photos):
     masking = dict(type=kind, mask_ratio=0.5)
     assert hidden_unseen(label, photos, masking=masking) == (label != "iTPN (clip)")
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_what_is_left_out_keeps_its_laws_or_is_refused(label, photos):
+    """See tests/methods/matrix.py."""
+    assert left_out(label, photos) == LEFT_OUT[label]
 
 
 @pytest.mark.parametrize("label", [label for label in SMALL if label not in EQUAL])
@@ -160,6 +170,7 @@ def test_the_committed_table_says_what_the_code_says(label, photos):
         # Empty: not measured on that stack yet.
         assert row["hidden unseen"] in ("", "NO" if label == "iTPN (clip)" else "yes")
         assert row["random identical"] in ("", "yes" if label in RANDOM else "NO")
+        assert row["left out"] in ("", LEFT_OUT[label])
     assert any(row["hidden unseen"] for row in mine)
 
 

@@ -62,6 +62,7 @@ class MaskableMethod(BaseSelfSupervisor):
         """Refuse a strategy that this method cannot follow."""
         name = f"{type(self).__name__} with {type(self.backbone).__name__}"
         self.check_patch_size(masking.patch_size)
+        self.check_left_out(masking.prediction_ratio is not None)
         masking.require(
             name,
             equal_counts="" if self.takes_free_counts else EQUAL_COUNTS,
@@ -98,6 +99,14 @@ class MaskableMethod(BaseSelfSupervisor):
                 f"of {self.patch_size} pixels; leave patch_size out to take the method's own"
             )
 
+    def check_left_out(self, asked: bool) -> None:
+        """Refuse to leave patches out where the method cannot."""
+        if asked and self.no_left_out:
+            raise ValueError(
+                f"prediction_ratio leaves patches out of the prediction, but {type(self).__name__} "
+                f"{self.no_left_out}; leave prediction_ratio out, or use a method such as MAE"
+            )
+
     def check_mask(self, patch_mask: PatchMask, images: Tensor) -> None:
         """Refuse a mask that this method cannot follow, before the forward pass."""
         name = type(self).__name__
@@ -112,6 +121,7 @@ class MaskableMethod(BaseSelfSupervisor):
                 f"but neck.num_patches of {name} is for {neck.num_patches}; set neck.num_patches "
                 "to the size of the images, or resize them"
             )
+        self.check_left_out(patch_mask.num_left_out > 0)
         if patch_mask.valid is not None and not self.takes_valid:
             raise ValueError(
                 f"{name} cannot leave patches without data out of its loss, which is over all "
@@ -142,6 +152,11 @@ class MaskableMethod(BaseSelfSupervisor):
     def takes_gate(self) -> bool:
         """Whether the mask multiplies tokens, so that ``gate=True`` has an effect."""
         return False
+
+    @property
+    def no_left_out(self) -> str:
+        """Why no masked patch can be left out of the prediction; empty if one can."""
+        return ""
 
     @property
     def predicts_pixels(self) -> bool:

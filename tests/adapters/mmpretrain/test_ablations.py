@@ -12,6 +12,8 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 
 import mmpretrain
 from mmengine.config import DictAction
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmpretrain.registry import MODELS
 
 from amn_masking import MaskingStrategy
@@ -36,6 +38,28 @@ def test_another_strategy_on_a_shipped_config(photos_config, kind, tmp_path):
     (line,) = (line for line in log.read_text().splitlines() if f"masking.type is {kind}" in line)
     assert "estimator={'type': 'inclusion'}" in line
     assert line.endswith("left out")
+
+
+@pytest.mark.parametrize("kind", ["AdversarialMasking", "RandomMasking"])
+def test_a_part_of_the_masked_patches_is_predicted_on_a_shipped_config(photos_config, kind):
+    """Of 16 patches 4 are seen and 4 predicted: the decoder runs on them and the class token."""
+    tokens = []
+
+    @HOOKS.register_module(force=True)
+    class CountTokensHook(Hook):
+        def before_train(self, runner):
+            runner.model.neck.decoder_norm.register_forward_hook(
+                lambda module, args, out: tokens.append(out.shape[1])
+            )
+
+    ratios = ("model.masking.mask_ratio=0.75", "model.masking.prediction_ratio=0.25")
+    photos_config.custom_hooks = [dict(type="CountTokensHook")]
+    options = typed(f"model.masking.type={kind}", *ratios)
+    runner = train(photos_config, **options, **{"train_cfg.max_epochs": 1})
+    assert tokens == [1 + 4 + 4] * runner.iter
+    for name, ratio in (("mask_ratio", 0.75), ("prediction_ratio", 0.25)):
+        logged = runner.message_hub.get_scalar(f"train/{name}").data[0]
+        assert (logged == ratio).all()
 
 
 def test_what_no_strategy_takes_is_still_refused():

@@ -17,6 +17,7 @@ from amn_masking.adapters.mmpretrain.patch_error import (
     row_error,
     seen_by_loss,
 )
+from amn_masking.prediction import predict_some
 
 MASK = PatchMask.from_mask(torch.tensor([[0, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1]]), (2, 3))
 
@@ -91,6 +92,76 @@ def test_calls_are_collected_by_position_and_only_for_the_duration():
     assert calls[0][0] is pred
     assert calls[0][2] is MASK.mask
     assert not module._forward_pre_hooks
+
+
+# Three patches of each image are masked, of which one is left out.
+WHOLE = PatchMask.from_mask(torch.tensor([[0, 1, 1, 0, 0, 1], [1, 1, 0, 0, 0, 1]]), (2, 3))
+PART = predict_some(WHOLE, 2, deterministic=True)
+
+
+def images():
+    return torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
+
+
+# A loss that averages, its criterion, and the arguments of a call for all masked patches.
+CALLS = {
+    "patches": (losses.PixelReconstructionLoss, "L2", lambda: (*vectors(), WHOLE.mask)),
+    "bool": (losses.PixelReconstructionLoss, "L2", lambda: (*vectors(), WHOLE.mask.bool())),
+    "int": (losses.PixelReconstructionLoss, "L2", lambda: (*vectors(), WHOLE.mask.int())),
+    "images": (
+        lambda criterion: losses.PixelReconstructionLoss(criterion, channel=3),
+        "L1",
+        lambda: (*images(), WHOLE.pixel_mask(4, 6)),
+    ),
+    "cosine": (
+        lambda criterion: losses.CosineSimilarityLoss(2.0, 3.0),
+        "L2",
+        lambda: (*vectors(), WHOLE.mask),
+    ),
+    "rows": (
+        lambda criterion: losses.CrossEntropyLoss(),
+        "L2",
+        lambda: (torch.randn(6, 5), torch.randint(0, 5, (6,))),
+    ),
+    "rows and latents": (
+        lambda criterion: losses.CAELoss(lambd=0.3),
+        "L2",
+        lambda: (
+            torch.randn(6, 5),
+            torch.randint(0, 5, (6,)),
+            torch.randn(2, 3, 4),
+            torch.randn(2, 3, 4),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_loss_is_the_mean_error_of_what_is_predicted(name):
+    make, criterion, arguments = CALLS[name]
+    module, call, combined = make(criterion), arguments(), CombinedAdversarialLoss(criterion)
+    with seen_by_loss(module, PART) as calls:
+        loss = module(*call)
+    error = patch_error(module, calls, PART, combined)
+    whole = patch_error(module, [call], WHOLE, combined)
+    predicted = PART.predicted > 0
+    assert torch.equal(error[predicted], whole[predicted])
+    assert not error[PART.mask > PART.predicted].any()
+    torch.testing.assert_close(
+        error[predicted].mean(), sum(loss) if isinstance(loss, tuple) else loss
+    )
+    assert [x.dtype for x in calls[0]] == [x.dtype for x in call]
+
+
+@pytest.mark.parametrize("rest", [(), (None,)])
+def test_a_loss_over_all_tokens_is_over_all_but_those_left_out(rest):
+    module = losses.CosineSimilarityLoss(2.0, 2.0)
+    pred, target = torch.randn(2, 1 + 6, 5), torch.randn(2, 1 + 6, 5)
+    with seen_by_loss(module, PART):
+        loss = module(pred, target, *rest)
+    errors = row_error(module, CombinedAdversarialLoss(), pred, target)
+    counted = torch.cat([torch.ones(2, 1, dtype=torch.bool), PART.counted], 1)
+    torch.testing.assert_close(loss, errors[counted].mean())
 
 
 def test_a_combined_loss_gets_the_patch_mask_in_place_of_the_plain_one():

@@ -63,6 +63,22 @@ def test_a_method_s_ratio_that_moves_is_refused_where_the_ratio_is_drawn(shuffle
         step(model)
 
 
+def test_a_method_s_ratio_that_moves_below_what_is_predicted_is_refused():
+    model = build(masking=dict(type="AdversarialMasking", prediction_ratio=0.5))
+    assert step(model)[0]["prediction_ratio"] == 0.5
+    model.backbone.mask_ratio = 0.25
+    with pytest.raises(ValueError, match=r"prediction_ratio=0\.5 is a part .* mask_ratio=0\.25"):
+        step(model)
+
+
+def test_a_part_is_predicted_where_the_ratio_is_drawn():
+    inner = dict(type="AdversarialMasking", prediction_ratio=0.25)
+    model = build(masking=dict(type="RandomRatioMasking", masking=inner, ratio_range=(0.3, 0.9)))
+    losses = [step(model, seed)[0] for seed in range(4)]
+    assert len({float(loss["mask_ratio"]) for loss in losses}) > 1
+    assert all(loss["prediction_ratio"] == 0.25 for loss in losses)
+
+
 @HOOKS.register_module()
 class SetRatioHook(Hook):
     """Moves the backbone's ratio as a user's curriculum would."""

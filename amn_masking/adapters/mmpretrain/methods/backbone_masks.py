@@ -12,6 +12,11 @@ from mmpretrain.models import selfsup
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from amn_masking.adapters.mmpretrain.methods.decoders import (
+    fewer_prompts,
+    fewer_tokens,
+    why_not_fewer,
+)
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
 from amn_masking.adapters.mmpretrain.proof import asked
 from amn_masking.losses import CombinedAdversarialLoss
@@ -34,6 +39,10 @@ class TokenDropping(MaskedMethod):
 
     takes_gate = takes_free_counts
 
+    @property
+    def no_left_out(self) -> str:
+        return why_not_fewer(self.neck)
+
     def encoder_mask(self, args: tuple, kwargs: dict, output: tuple) -> Tensor:
         return output[1]
 
@@ -48,6 +57,7 @@ class TokenDropping(MaskedMethod):
             if isinstance(self.backbone, selfsup.MAEViT)
             else same_ids(self.backbone, patch_mask),
             nullcontext() if padding is None else hidden_padding(self.backbone, self.neck, padding),
+            fewer_tokens(self.neck, patch_mask),
         ):
             yield
 
@@ -118,7 +128,8 @@ class EVA(TokenDropping, selfsup.EVA):
 class MILAN(MaskedMethod, selfsup.MILAN):
     """mmpretrain's MILAN with ``masking=``, which takes the place of its attention masking.
 
-    Its loss is over all patches and the class token; the adversary looks at the masked ones.
+    Its loss is over the class token and all patches but those left out; the adversary looks at the
+    predicted ones.
     """
 
     backbones = (selfsup.MILANViT,)
@@ -139,12 +150,21 @@ class MILAN(MaskedMethod, selfsup.MILAN):
         _, ids_restore, ids_keep, _ = output
         return torch.ones(ids_restore.shape, device=ids_keep.device).scatter(1, ids_keep, 0.0)
 
-    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
+    @property
+    def no_left_out(self) -> str:
+        return why_not_fewer(self.neck)
+
+    @contextmanager
+    def inject(self, patch_mask: PatchMask) -> Iterator[None]:
         def attention_masking(x: Tensor, mask_ratio: float, importance: Tensor) -> tuple:
             visible = patch_mask.gather_visible(x)
             return visible, patch_mask.ids_restore, patch_mask.ids_keep, patch_mask.ids_mask
 
-        return asked(self.backbone, attention_masking=attention_masking)
+        with (
+            asked(self.backbone, attention_masking=attention_masking),
+            fewer_prompts(self.neck, patch_mask),
+        ):
+            yield
 
 
 class SparK(MaskedMethod, selfsup.SparK):
@@ -191,6 +211,10 @@ class MixMIM(MaskedMethod, selfsup.MixMIM):
     predicts_pixels = True
     takes_free_counts = True
     takes_valid = False
+    no_left_out = (
+        "predicts every patch of every image, those that one mixture hides from it and the others "
+        "from the other mixture"
+    )
 
     def check_method(self) -> None:
         super().check_method()

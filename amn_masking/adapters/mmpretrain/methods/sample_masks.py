@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from mmengine.logging import print_log
@@ -12,6 +13,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from amn_masking.adapters.mmpretrain.methods.backbone_masks import same_ids
+from amn_masking.adapters.mmpretrain.methods.decoders import fewer_tokens, why_not_fewer
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod
 from amn_masking.adapters.mmpretrain.proof import asked, with_masks
 from amn_masking.mask import PatchMask
@@ -141,8 +143,17 @@ class iTPN(SampleMasks, selfsup.iTPN):
             return super().own_mask_ratio()
         return 0.38  # 75 of 196; the backbone's own is of the other form
 
-    def inject(self, patch_mask: PatchMask) -> AbstractContextManager:
-        return same_ids(self.backbone, patch_mask) if self.predicts_pixels else nullcontext()
+    @property
+    def no_left_out(self) -> str:
+        return why_not_fewer(self.neck) if self.predicts_pixels else ""
+
+    @contextmanager
+    def inject(self, patch_mask: PatchMask) -> Iterator[None]:
+        if not self.predicts_pixels:
+            yield
+            return
+        with same_ids(self.backbone, patch_mask), fewer_tokens(self.neck, patch_mask):
+            yield
 
     def token_mask(self, patch_mask: PatchMask) -> Tensor:
         return patch_mask.mask if self.predicts_pixels else super().token_mask(patch_mask)

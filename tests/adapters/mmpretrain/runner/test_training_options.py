@@ -17,6 +17,9 @@ from tests.helpers import small_mae
 from tests.helpers.loud import MASKING, assert_equal, change, logged, states
 from tests.helpers.runner import train
 
+# Of 16 patches 4 are seen; of the others all are predicted, or 4, and the decoder is spared 8.
+PREDICTED = pytest.mark.parametrize("predicted", [None, 0.25])
+
 
 @pytest.mark.parametrize("threshold", ["quantile", "tracking"])
 def test_under_autocast_the_mask_and_its_gradient_are_made_in_float32(threshold):
@@ -70,9 +73,11 @@ def test_amp_trains_and_a_scale_changes_neither_network(cfg):
     assert not all(torch.equal(plain[-1][n], in_float32[-1][n]) for n in plain[-1])
 
 
-def test_in_bfloat16_the_gradients_are_those_of_float32_but_for_its_precision():
+@PREDICTED
+def test_in_bfloat16_the_gradients_are_those_of_float32_but_for_its_precision(predicted):
     """The right sign and size, for both networks: noise and mask are the same."""
-    model = small_mae.build(masking=dict(type="AdversarialMasking"))
+    masking = dict(type="AdversarialMasking", prediction_ratio=predicted)
+    model = small_mae.build(masking=masking)
     _, exact = small_mae.step(model)
     with torch.autocast("cpu", torch.bfloat16):
         _, rough = small_mae.step(model)
@@ -97,8 +102,10 @@ def test_amp_wrapper_of_mmengine_trains_both_networks(cfg, dtype):
     assert all(loss > 0 for loss in logged(runner, "loss"))
 
 
-def test_accumulation_gives_both_networks_the_gradient_of_the_mean_loss():
-    model = small_mae.build(masking=dict(type="AdversarialMasking"))
+@PREDICTED
+def test_accumulation_gives_both_networks_the_gradient_of_the_mean_loss(predicted):
+    masking = dict(type="AdversarialMasking", prediction_ratio=predicted)
+    model = small_mae.build(masking=masking)
     batches = torch.randn(2, 3, 3, 32, 32)
     start = copy.deepcopy(model.state_dict())
     wanted = {}
@@ -151,17 +158,24 @@ def last_offset(steps):
 # Checkpointing of activations, compilation
 
 
-def test_activation_checkpointing_changes_nothing(cfg):
+@PREDICTED
+def test_activation_checkpointing_changes_nothing(cfg, predicted):
+    ratios = dict(mask_ratio=0.75, prediction_ratio=predicted)
+    cfg.model.masking.update(ratios if predicted else {})
     stock = states(train(cfg))[-1]
-    saving = train(cfg, activation_checkpointing=["backbone.layers.0"])
+    parts = ["backbone.layers.0", "neck.decoder_blocks.0", "neck.decoder_pred"]
+    saving = train(cfg, activation_checkpointing=parts)
     assert "forward" in vars(saving.model.backbone.layers[0])
     assert_equal(stock, states(saving)[-1], stock.keys())
 
 
 @pytest.mark.slow
-def test_compile_trains_as_without(cfg):
+@PREDICTED
+def test_compile_trains_as_without(cfg, predicted):
     """``cfg.compile``: mmengine compiles the whole train_step, optimizer included."""
     torch._dynamo.reset()
+    ratios = dict(mask_ratio=0.75, prediction_ratio=predicted)
+    cfg.model.masking.update(ratios if predicted else {})
     sgd = dict(_delete_=True, type="SGD", lr=0.1, weight_decay=0.05)
     cfg.merge_from_dict({"optim_wrapper.optimizer": sgd, "train_dataloader.batch_size": 21})
     stock = states(train(cfg))
