@@ -294,7 +294,7 @@ def test_seen_and_predicted_reach_the_model():
     model = training.build(arms(TINY, 0.25)["predicted, learned"], 0)
     lengths = []
     for block in (*model.backbone.layers, *model.neck.decoder_blocks):
-        block.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+        block.attn.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     losses = model.loss(torch.randn(6, 3, 32, 32), [])
     assert lengths == [17, 33]  # the class token, the seen and the predicted
     losses["loss"].backward()
