@@ -16,10 +16,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmpretrain.registry import MODELS
 
-from amn_masking import MaskingStrategy
+from amn_masking import MaskingStrategy, strategies
 from tests.conftest import ROOT
 from tests.helpers.runner import train
-from tests.helpers.small_mae import build, config
+from tests.helpers.small_mae import build, config, step
 
 
 def typed(*options: str) -> dict:
@@ -60,6 +60,18 @@ def test_a_part_of_the_masked_patches_is_predicted_on_a_shipped_config(photos_co
     for name, ratio in (("mask_ratio", 0.75), ("prediction_ratio", 0.25)):
         logged = runner.message_hub.get_scalar(f"train/{name}").data[0]
         assert (logged == ratio).all()
+
+
+WRAPPERS = ("RandomRatioMasking", "ShuffledMasking")
+
+
+@pytest.mark.parametrize("kind", [name for name in strategies.__all__ if name != "MaskingStrategy"])
+def test_every_strategy_is_told_what_is_predicted(kind):
+    masking = dict(type=kind, prediction_ratio=0.25)
+    if kind in WRAPPERS:
+        masking = dict(type=kind, masking=masking | dict(type="RandomMasking"))
+    losses, _ = step(build(masking=masking))
+    assert losses["mask_ratio"] > losses["prediction_ratio"] == 0.25
 
 
 def test_what_no_strategy_takes_is_still_refused():

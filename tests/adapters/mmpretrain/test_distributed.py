@@ -172,7 +172,10 @@ CASES = {
     "strength 0": dict(strength=0.0),
     "no share of the adversary yet": dict(strength=dict(start=0.0, end=1.0, begin=0.5)),
     "free counts": dict(threshold=dict(type="mean")),
+    "a part is predicted": dict(prediction_ratio=0.5),
 }
+# Not where ranks weigh their patches by their own counts, or each draws what is left out.
+ALIKE = [case for case in CASES if case not in ("free counts", "a part is predicted")]
 BATCH = 4
 
 
@@ -237,7 +240,7 @@ def differences(found, case):
     return parts
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "free counts"])
+@pytest.mark.parametrize("case", ALIKE)
 def test_two_ranks_give_the_gradient_of_one_process_with_twice_the_batch(found, case):
     autoencoder, masking = differences(found, case)
     assert autoencoder < 1e-5
@@ -252,6 +255,13 @@ def test_steps_without_an_adversary_neither_hang_nor_raise(found, case):
     assert len(masking) == 6
     assert not any(gradient.any() for gradient in masking)
     assert any(g.any() for name, g in found[0]["quantile"].items() if name.startswith("masking"))
+
+
+def test_ranks_that_leave_patches_out_end_with_one_gradient(found):
+    one, other = (gradients["a part is predicted"] for gradients in found)
+    assert all(torch.equal(gradient, other[name]) for name, gradient in one.items())
+    assert any(gradient.any() for name, gradient in one.items() if name.startswith("masking"))
+    assert one["neck.mask_token"].any()
 
 
 def test_with_free_counts_the_stock_loss_is_a_mean_over_each_rank_s_patches(found):

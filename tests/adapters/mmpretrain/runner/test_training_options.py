@@ -158,24 +158,20 @@ def last_offset(steps):
 # Checkpointing of activations, compilation
 
 
-@PREDICTED
-def test_activation_checkpointing_changes_nothing(cfg, predicted):
-    ratios = dict(mask_ratio=0.75, prediction_ratio=predicted)
-    cfg.model.masking.update(ratios if predicted else {})
+def test_activation_checkpointing_changes_nothing(cfg):
     stock = states(train(cfg))[-1]
-    parts = ["backbone.layers.0", "neck.decoder_blocks.0", "neck.decoder_pred"]
-    saving = train(cfg, activation_checkpointing=parts)
+    saving = train(cfg, activation_checkpointing=["backbone.layers.0"])
     assert "forward" in vars(saving.model.backbone.layers[0])
     assert_equal(stock, states(saving)[-1], stock.keys())
 
 
 @pytest.mark.slow
-@PREDICTED
-def test_compile_trains_as_without(cfg, predicted):
-    """``cfg.compile``: mmengine compiles the whole train_step, optimizer included."""
+def test_compile_trains_as_without(cfg):
+    """``cfg.compile``: mmengine compiles the whole train_step, optimizer included. The decoder is
+    spared patches: of all that is done around stock's step that is the most.
+    """
     torch._dynamo.reset()
-    ratios = dict(mask_ratio=0.75, prediction_ratio=predicted)
-    cfg.model.masking.update(ratios if predicted else {})
+    cfg.model.masking.update(mask_ratio=0.75, prediction_ratio=0.25)
     sgd = dict(_delete_=True, type="SGD", lr=0.1, weight_decay=0.05)
     cfg.merge_from_dict({"optim_wrapper.optimizer": sgd, "train_dataloader.batch_size": 21})
     stock = states(train(cfg))
