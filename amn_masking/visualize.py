@@ -71,7 +71,7 @@ def draw_masks(
             f"draw_masks expected images of (B, C, H, W) with B={len(patch_mask.mask)}, one per "
             f"mask, got {tuple(images.shape)}"
         )
-    size = images.shape[-2:]
+    size = (images.shape[2], images.shape[3])
     pixels = undo(images, mean, std)
     black, white = pixel_range(pixels)
     shown = to_pixels(pixels, black, white)

@@ -35,11 +35,13 @@ def decoded_only(
             made inside.
 
     Raises:
-        ValueError: inside, from the decoder: other shapes; or activation checkpointing would run
-            one of the two again in backward, when this context is over.
+        ValueError: the decoder did not call both; inside, from the decoder: other shapes; or
+            activation checkpointing would run one of the two again in backward, when this context
+            is over.
     """
     recording, depth = torch.is_grad_enabled(), checkpoints_now()
     prefixes: list[int] = []
+    put_back: list[bool] = []
 
     def mask_now() -> PatchMask:
         return patch_mask if isinstance(patch_mask, PatchMask) else patch_mask()
@@ -74,6 +76,7 @@ def decoded_only(
         prefix = tokens.shape[1] - decoded
         expected = f"its prediction expected {decoded} patches, which came from its first block"
         check(prefix in (0, *prefixes), expected, tokens)
+        put_back.append(True)
         return torch.cat([tokens[:, :prefix], mask.scatter_decoded(tokens[:, prefix:])], 1)
 
     with (
@@ -81,6 +84,16 @@ def decoded_only(
         prediction.register_forward_hook(scatter),
     ):
         yield
+    if (
+        isinstance(patch_mask, PatchMask)
+        and patch_mask.num_left_out
+        and not (prefixes and put_back)
+    ):
+        raise ValueError(
+            f"{LEFT_OUT}, but it did not call its {type(first_block).__name__} and its "
+            f"{type(prediction).__name__}, between which it was expected to run on fewer tokens; "
+            f"{WAY_OUT}"
+        )
 
 
 def checkpoints_now() -> int:

@@ -64,17 +64,27 @@ def test_nothing_is_changed_where_nothing_is_left_out_and_nothing_stays_behind()
 @pytest.mark.parametrize("seen_first", [False, True])
 def test_tokens_of_another_number_are_refused(seen_first):
     block, prediction = decoder()
-    with decoded_only(block, prediction, SOME):
-        with pytest.raises(
-            ValueError, match=r"block expected all 16 .* got \(2, 15, 8\); leave prediction_ratio"
-        ):
-            block(TOKENS[:, 3:])
-        if seen_first:
-            block(TOKENS)
-        with pytest.raises(
-            ValueError, match=r"expected 8 patches, .* got \(2, 18, 8\); leave prediction_ratio"
-        ):
+    too_few = r"block expected all 16 .* got \(2, 15, 8\); leave prediction_ratio"
+    with pytest.raises(ValueError, match=too_few), decoded_only(block, prediction, SOME):
+        block(TOKENS[:, 3:])
+    too_many = r"expected 8 patches, .* got \(2, 18, 8\); leave prediction_ratio"
+
+    def run():
+        with decoded_only(block, prediction, SOME):
+            if seen_first:
+                block(TOKENS)
             prediction(TOKENS)
+
+    with pytest.raises(ValueError, match=too_many):
+        run()
+
+
+def test_a_decoder_that_goes_around_either_is_refused():
+    block, prediction = decoder()
+    with pytest.raises(ValueError, match="it did not call"), decoded_only(block, prediction, SOME):
+        block(TOKENS)
+    with pytest.raises(ValueError, match="it did not call"), decoded_only(block, prediction, SOME):
+        prediction(TOKENS[:, :8])
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -82,11 +92,14 @@ def test_tokens_of_another_number_are_refused(seen_first):
 def test_activation_checkpointing_inside_is_refused(which, use_reentrant):
     block, prediction = decoder()
     tokens = TOKENS.clone().requires_grad_()
-    with decoded_only(block, prediction, SOME):
-        if which:
-            tokens = block(tokens)
-        with pytest.raises(ValueError, match=r"activation checkpointing is on.*leave prediction_"):
-            checkpoint((block, prediction)[which], tokens, use_reentrant=use_reentrant)
+
+    def run():
+        with decoded_only(block, prediction, SOME):
+            given = block(tokens) if which else tokens
+            checkpoint((block, prediction)[which], given, use_reentrant=use_reentrant)
+
+    with pytest.raises(ValueError, match=r"activation checkpointing is on.*leave prediction_"):
+        run()
 
 
 def test_activation_checkpointing_around_all_of_it_is_right():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amn_masking.adapters.decoded import decoded_only
 from amn_masking.adapters.mmpretrain.proof import asked
 from amn_masking.mask import PatchMask
 
@@ -43,21 +44,7 @@ def fewer_tokens(neck: Any, patch_mask: PatchMask) -> Iterator[None]:
         yield
         return
     check_not_run_again(neck)
-    block, predict = neck.decoder_blocks[0], neck.decoder_pred
-    run_block, run_predict = block.forward, predict.forward
-
-    def gathered(tokens: Tensor) -> Tensor:
-        prefix = tokens.shape[1] - patch_mask.num_patches
-        kept = patch_mask.gather_decoded(tokens[:, prefix:])
-        return run_block(torch.cat([tokens[:, :prefix], kept], dim=1))
-
-    def scattered(tokens: Tensor) -> Tensor:
-        decoded = run_predict(tokens)
-        prefix = decoded.shape[1] - patch_mask.num_patches + patch_mask.num_left_out
-        whole = patch_mask.scatter_decoded(decoded[:, prefix:])
-        return torch.cat([decoded[:, :prefix], whole], dim=1)
-
-    with asked(block, forward=gathered), asked(predict, forward=scattered):
+    with decoded_only(neck.decoder_blocks[0], neck.decoder_pred, patch_mask):
         yield
 
 
