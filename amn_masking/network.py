@@ -113,9 +113,9 @@ class MaskingNetwork(nn.Module):
 class LastConvolution(nn.Conv2d):
     """``nn.Conv2d`` to one channel with padding that keeps the size, in another order of sums.
 
-    A library computes one channel as slowly as eight or sixteen. Here each place of the kernel is
-    a channel of a 1 x 1 convolution, and these channels are added, each shifted to its place: on a
-    CPU an eighth less of the whole network's time forward, a seventh with the backward pass.
+    A library computes one channel as slowly as sixteen. Here each place of the kernel is a channel
+    of a 1 x 1 convolution, and these channels are added, each shifted to its place: on a CPU about
+    an eighth less of the whole network's time (docs/results/network_profile.md).
     """
 
     def forward(self, hidden: Tensor) -> Tensor:

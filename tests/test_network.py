@@ -51,7 +51,7 @@ def test_images_are_pooled_by_the_mean_of_squares(layout):
             torch.testing.assert_close(pooled[:, :, row, column], part.mean((2, 3)))
 
 
-@pytest.mark.parametrize("kernel_size, size", [(1, (4, 6)), (3, (5, 7)), (5, (3, 8))])
+@pytest.mark.parametrize(("kernel_size", "size"), [(1, (4, 6)), (3, (5, 7)), (5, (3, 8))])
 def test_the_last_convolution_is_a_convolution(kernel_size, size):
     torch.manual_seed(0)
     ours = LastConvolution(6, 1, kernel_size, padding=kernel_size // 2)
