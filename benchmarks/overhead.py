@@ -3,6 +3,8 @@
     python -m benchmarks.overhead                # CPU: ViT-T/S/B/L at 224 and ViT-B at 448
     python -m benchmarks.overhead --models base --batch 256 --device cuda --amp --compile
     python -m benchmarks.overhead --profile tiny # where the learned mask's time goes
+    python -m benchmarks.overhead --recipes --models base           # whole recipes, 8 minutes
+    python -m benchmarks.overhead --recipes --models large --rounds 0   # FLOPs and memory alone
 
 A step is forward, backward and optimizer of mmpretrain's MAE at its own mask ratio of 0.75, with
 ``type='MAE'`` as it is, and with ``type='amn_masking.MAE'`` and each strategy. All of a model are
@@ -14,8 +16,14 @@ Median over the rounds, and the 95 % bootstrap interval of that median. Strategi
 FLOPs are torch's count (FlopCounterMode) of forward and backward. Memory is the peak of one step
 above what the weights take: on CUDA the allocator's, on the CPU torch's profiler's.
 
+A recipe is the shipped network with the shares of the patches that are seen and predicted; what is
+neither is left out. A strategy above sees as much as stock does; a recipe is compared with stock as
+people use it, random masks at 0.75 without a network. All recipes take part in every round. Their
+memory on the CPU is what the forward pass saves for the backward pass: it grows with the batch as a
+GPU's peak does, where the peak of a step of 8 images is the gradients of the weights.
+
 docs/results/overhead.csv has a row per model, strategy, device and setting; rows of the same key
-are replaced. docs/results/overhead.md is the table.
+are replaced. docs/results/overhead.md is the table. Recipes have recipes.csv and recipes.md there.
 """
 
 from __future__ import annotations
@@ -23,23 +31,21 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
-from scipy.stats import bootstrap
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import amn_masking.adapters.mmpretrain  # noqa: F401  (registers)
 from amn_masking.mask import PatchMask
+from benchmarks.timing import hardware, ratio_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 # Name: architecture, width, image size, images of a batch on the CPU.
@@ -63,6 +69,23 @@ STRATEGIES: dict[str, dict[str, Any] | None] = {
 }
 SHIPPED = "AMN, downsample 8"  # in configs/mmpretrain/_base_/amn.py
 TARGETS = {"flops_ratio": 1.01, "step_ratio": 1.02, "memory_ratio": 1.02}  # of SHIPPED, at most
+# Shares of the patches that are seen and that are predicted.
+PAIRS = (
+    (0.75, 0.25), (0.625, 0.375), (0.25, 0.75),  # all that is not seen is predicted
+    (0.25, 0.25), (0.25, 0.125), (0.375, 0.375), (0.5, 0.25),
+)  # fmt: skip
+RECIPES: dict[str, dict[str, Any] | None] = {"stock": None} | {
+    f"seen {seen}, predicted {predicted}": dict(
+        type="AdversarialMasking",
+        mask_ratio=1 - seen,
+        prediction_ratio=predicted,
+        network=dict(downsample=8),
+    )
+    for seen, predicted in PAIRS
+}
+CHEAP = "seen 0.25, predicted 0.25"
+# Of CHEAP, at most.
+RECIPE_TARGETS = {"base": {"flops_ratio": 0.75, "step_ratio": 0.80, "memory_ratio": 0.90}}
 EVERY_ROUND = ("stock", "RandomMasking", SHIPPED)
 PATH_BATCH = 64
 KEY = ("model", "strategy", "device", "batch", "amp", "compile")
@@ -160,6 +183,23 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
     return peak
 
 
+def saved_bytes(model: Any, images: Tensor) -> int:
+    """What the forward pass keeps for the backward pass, the weights left out."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        losses = model.loss(images, [])  # alive, so that no memory is given out twice
+    del losses
+    return sum(saved.values())
+
+
 def flops(model: Any, images: Tensor) -> int:
     """Of forward and backward, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
@@ -168,55 +208,58 @@ def flops(model: Any, images: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def ratio_of(times: list[float], stock: list[float]) -> tuple[float, float, float]:
-    """Median ratio to the stock step of the same round, and its 95 % bootstrap interval."""
-    ratios = np.array(times) / np.array(stock)
-    if len(ratios) < 3:
-        return float(np.median(ratios)), float(ratios.min()), float(ratios.max())
-    found = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0))
-    low, high = found.confidence_interval
-    return float(np.median(ratios)), float(low), float(high)
-
-
 def measure(size: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one model."""
     batch = args.batch or SIZES[size][3]
+    strategies = RECIPES if args.recipes else STRATEGIES
     images = torch.randn(batch, 3, SIZES[size][2], SIZES[size][2], device=args.device)
     stock = build(size, None, args.device)
     state: dict[Tensor, Any] = {}
-    counts, steps = {}, {}
-    for name, masking in STRATEGIES.items():
+    counts, memory, steps = {}, {}, {}
+    # A CPU's batch is so small that the peak of a step is that of the gradients.
+    saves = args.recipes and args.device == "cpu"
+    for name, masking in strategies.items():
         model = share(build(size, masking, args.device), stock) if masking else stock
-        counts[name] = flops(model, images)
+        counts[name] = flops(model, images[:2])
+        if saves:
+            memory[name] = saved_bytes(model, images)
         steps[name] = step_of(model, images, args.amp, args.compile, state)
-        for _ in range(args.warmup):
+        for _ in range(args.warmup if args.rounds or not saves else 0):
             steps[name]()
-    memory = {name: peak_bytes(step, args.device) for name, step in steps.items()}
+    if not saves:
+        memory = {name: peak_bytes(step, args.device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
+    every = {name: 1 if args.recipes or name in EVERY_ROUND else 3 for name in steps}
     for turn in range(args.rounds):
         # Another order every time: what comes after the stock step has its cache.
         names = list(steps)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if name in EVERY_ROUND or turn % 3 == 0:
+            if turn % every[name] == 0:
                 times[name].append(seconds(steps[name], args.device))
     rows = []
     for name in steps:
-        every = 1 if name in EVERY_ROUND else 3
-        ratio, low, high = ratio_of(times[name], times["stock"][::every])
-        rows.append(
-            dict(
-                model=size, strategy=name, device=args.device, batch=batch,
-                amp=args.amp, compile=args.compile, rounds=len(times[name]),
-                step_ms=f"{1000 * statistics.median(times[name]):.4g}",
-                step_ratio=f"{ratio:.4f}", step_low=f"{low:.4f}", step_high=f"{high:.4f}",
-                flops_ratio=f"{counts[name] / counts['stock']:.4f}",
-                memory_mb=f"{memory[name] / 2**20:.4g}",
-                memory_ratio=f"{memory[name] / memory['stock']:.4f}",
-                torch=torch.__version__, hardware=hardware(args.device),
-            )
+        row = dict(
+            model=size, strategy=name, device=args.device, batch=batch,
+            amp=args.amp, compile=args.compile, rounds=len(times[name]),
+            flops_ratio=f"{counts[name] / counts['stock']:.4f}",
+            memory_mb=f"{memory[name] / 2**20:.4g}",
+            memory_ratio=f"{memory[name] / memory['stock']:.4f}",
+            torch=torch.__version__, hardware=hardware(args.device),
         )  # fmt: skip
-        show(rows[-1])
+        if args.rounds:
+            row |= timed(times[name], times["stock"][:: every[name]])
+        rows.append(row)
+        show(row)
     return rows
+
+
+def timed(times: list[float], stock: list[float]) -> dict[str, str]:
+    """The columns of the step time."""
+    ratio, low, high = ratio_of(times, stock)
+    return dict(
+        step_ms=f"{1000 * statistics.median(times):.4g}",
+        step_ratio=f"{ratio:.4f}", step_low=f"{low:.4f}", step_high=f"{high:.4f}",
+    )  # fmt: skip
 
 
 def mask_paths(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
@@ -269,14 +312,11 @@ def mask_path(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     rows = []
     for name, measured in times.items():
-        ratio, low, high = ratio_of(measured, times["stock"])
         rows.append(
             dict(
                 model="mask path", strategy=name, device=args.device,
                 batch=args.batch or PATH_BATCH, amp=False,
-                compile=False, rounds=5 * args.rounds,
-                step_ms=f"{1000 * statistics.median(measured):.4g}",
-                step_ratio=f"{ratio:.4f}", step_low=f"{low:.4f}", step_high=f"{high:.4f}",
+                compile=False, rounds=5 * args.rounds, **timed(measured, times["stock"]),
                 torch=torch.__version__, hardware=hardware(args.device),
             )
         )  # fmt: skip
@@ -324,22 +364,9 @@ def show(row: dict[str, Any]) -> None:
     print("  ".join(f"{key}={row[key]}" for key in keys if key in row), flush=True)
 
 
-def hardware(device: str) -> str:
-    """What it ran on, without the machine's name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def write(rows: list[dict[str, Any]]) -> None:
+def write(rows: list[dict[str, Any]], recipes: bool) -> None:
     """Put the rows into the CSV, in the place of older ones of the same key, and make the table."""
-    path = RESULTS / "overhead.csv"
+    path = RESULTS / ("recipes.csv" if recipes else "overhead.csv")
     fields = (
         *KEY, "rounds", "step_ms", "step_ratio", "step_low", "step_high", "flops_ratio",
         "memory_mb", "memory_ratio", "torch", "hardware",
@@ -355,41 +382,85 @@ def write(rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows([*kept, *new])
-    (RESULTS / "overhead.md").write_text(table([*kept, *new]))
+    rows = [*kept, *new]
+    parts = [RECIPES_HEAD, *recipe_verdicts(rows)] if recipes else [HEAD, *verdicts(rows)]
+    path.with_suffix(".md").write_text("\n".join([*parts, "", *table(rows)]) + "\n")
 
 
-def table(rows: list[dict[str, str]]) -> str:
+HEAD = """\
+# The price of a mask
+
+Made by `python -m benchmarks.overhead`, which says what is measured. Ratios to stock
+random masking, in one process and in turns; in brackets the 95 % bootstrap interval of
+the median.
+"""
+RECIPES_HEAD = """\
+# The price of a recipe
+
+Made by `python -m benchmarks.overhead --recipes`, which says what is measured: whole training
+steps of mmpretrain's MAE with learned masks, as ratios to the stock recipe: random masks at 0.75,
+everything masked predicted, no masking network. In one process and in turns; in brackets the 95 %
+bootstrap interval of the median. Memory on a CPU is what the forward pass saves for the backward
+pass. Where there is no time, FLOPs and memory alone were measured.
+"""
+
+
+def table(rows: list[dict[str, str]]) -> list[str]:
     """The CSV as Markdown."""
     lines = [
-        "# The price of a mask",
-        "",
-        "Made by `python -m benchmarks.overhead`, which says what is measured. Ratios to stock",
-        "random masking, in one process and in turns; in brackets the 95 % bootstrap interval of",
-        "the median.",
-        "",
-        *verdicts(rows),
-        "",
         "| model | strategy | step time | FLOPs | memory | step, ms | batch | rounds | on |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         on = row["hardware"] + ", torch " + row["torch"]
         on += ", bf16" * (row["amp"] == "True") + ", compiled" * (row["compile"] == "True")
-        interval = f"{float(row['step_ratio']):.3f} [{float(row['step_low']):.3f}, "
-        interval += f"{float(row['step_high']):.3f}]"
+        interval = "-"
+        if row["step_ratio"]:
+            interval = f"{float(row['step_ratio']):.3f} [{float(row['step_low']):.3f}, "
+            interval += f"{float(row['step_high']):.3f}]"
         lines.append(
             f"| {row['model']} | {row['strategy']} | {interval} | {row['flops_ratio'] or '-'} | "
-            f"{row['memory_ratio'] or '-'} | {row['step_ms']} | {row['batch']} | {row['rounds']} | "
-            f"{on} |"
+            f"{row['memory_ratio'] or '-'} | {row['step_ms'] or '-'} | {row['batch']} | "
+            f"{row['rounds']} | {on} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def setting(row: dict[str, str]) -> str:
+    """Which model, where."""
+    where = f"{row['model']}, {row['device']}, batch {row['batch']}"
+    return where + ", bf16" * (row["amp"] == "True") + ", compiled" * (row["compile"] == "True")
+
+
+def beside(row: dict[str, str], targets: dict[str, float]) -> str:
+    """A row's ratios, those above their target marked."""
+    texts = []
+    for name, most in targets.items():
+        text = f"{name.removesuffix('_ratio')} "
+        text += f"{float(row[name]):.3f}" if row[name] else "not measured"
+        texts.append(text + " **missed**" * (bool(row[name]) and float(row[name]) > most))
+    return ", ".join(texts)
+
+
+def limits(targets: dict[str, float]) -> str:
+    return ", ".join(f"{name.removesuffix('_ratio')} {most}" for name, most in targets.items())
+
+
+def recipe_verdicts(rows: list[dict[str, str]]) -> list[str]:
+    """CHEAP beside its targets, a line per setting of a model that has any."""
+    lines = []
+    for model, targets in RECIPE_TARGETS.items():
+        lines += [f"`{CHEAP}` may cost at most, on {model}: {limits(targets)}.", ""]
+        for row in rows:
+            if (row["model"], row["strategy"]) == (model, CHEAP):
+                lines.append(f"- {setting(row)}: {beside(row, targets)}")
+    return lines
 
 
 def verdicts(rows: list[dict[str, str]]) -> list[str]:
     """The shipped network beside its targets, a line per model and setting."""
-    limits = ", ".join(f"{name.removesuffix('_ratio')} {most}" for name, most in TARGETS.items())
     lines = [
-        f"`{SHIPPED}` is the shipped network. It may cost at most: {limits};",
+        f"`{SHIPPED}` is the shipped network. It may cost at most: {limits(TARGETS)};",
         "its mask path no more than the row `target`.",
         "",
     ]
@@ -401,30 +472,23 @@ def verdicts(rows: list[dict[str, str]]) -> list[str]:
     order = [*SIZES, "mask path"]
     shipped = [row for row in rows if row["strategy"] == SHIPPED]
     for row in sorted(shipped, key=lambda row: order.index(row["model"])):
-        where = f"{row['model']}, {row['device']}, batch {row['batch']}"
-        where += ", bf16" * (row["amp"] == "True") + ", compiled" * (row["compile"] == "True")
         if row["model"] == "mask path":
             spent, most = (path[s, row["device"], row["batch"]] for s in (SHIPPED, "target"))
             word = "met" if spent <= most else "**missed**"
-            lines.append(f"- {where}: {spent:g} ms of {most:g}: {word}")
-            continue
-        found = {name: float(row[name]) for name in TARGETS}
-        texts = [
-            f"{name.removesuffix('_ratio')} {found[name]:.3f}"
-            + ("" if found[name] <= most else " **missed**")
-            for name, most in TARGETS.items()
-        ]
-        lines.append(f"- {where}: {', '.join(texts)}")
+            lines.append(f"- {setting(row)}: {spent:g} ms of {most:g}: {word}")
+        else:
+            lines.append(f"- {setting(row)}: {beside(row, TARGETS)}")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The price of a masking strategy.")
-    parser.add_argument("--models", nargs="*", choices=[*SIZES, "path"], default=[*SIZES, "path"])
+    parser.add_argument("--models", nargs="*", choices=[*SIZES, "path"])
+    parser.add_argument("--recipes", action="store_true", help="by default of small, base, large")
     parser.add_argument("--profile", choices=[*SIZES, "path"], help="of one, instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="images; by default few, for a CPU")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=12, help="0: no times of models")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile the forward pass")
@@ -433,8 +497,9 @@ def main() -> None:
     if args.profile:
         profile(args.profile, args)
         return
-    for size in args.models:
-        write(mask_path(args) if size == "path" else measure(size, args))
+    usual = ["small", "base", "large"] if args.recipes else [*SIZES, "path"]
+    for size in args.models or usual:
+        write(mask_path(args) if size == "path" else measure(size, args), args.recipes)
 
 
 if __name__ == "__main__":

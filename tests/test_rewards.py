@@ -5,6 +5,7 @@ import torch
 
 from amn_masking.mask import PatchMask
 from amn_masking.network import logit_entropy
+from amn_masking.patches import patchify
 from amn_masking.rewards import patch_variance, reward_scale
 from amn_masking.strategies import AdversarialMasking, ShuffledMasking
 
@@ -33,6 +34,23 @@ def test_patch_variance_is_each_patch_s_own():
             patch = picture[:, top : top + 8, left : left + 8].flatten(1)
             expected = ((patch - patch.mean(1, keepdim=True)) ** 2).mean()
             torch.testing.assert_close(variance, expected)
+
+
+def test_patch_variance_is_exact_far_from_0():
+    # Of pictures that are not normalised the mean is far larger than the deviation.
+    pictures = images() + 1000
+    pixels = patchify(pictures.double(), (8, 8)).unflatten(2, (-1, 3))
+    expected = pixels.var(2, correction=0).mean(2).float()
+    torch.testing.assert_close(patch_variance(pictures, (2, 3)), expected, rtol=1e-5, atol=0)
+
+
+def test_patch_variance_leaves_out_what_is_not_valid():
+    pictures, valid = images(), torch.ones(4, 6, dtype=torch.bool)
+    valid[:, 1] = False
+    expected = patch_variance(pictures, (2, 3))
+    pictures[:, :, :8, 8:16] = torch.nan
+    found = patch_variance(pictures, (2, 3), valid)
+    assert torch.equal(found, expected.where(valid, 0.0))
 
 
 def test_a_patch_known_by_its_mean_alone_pays_less_than_1():
