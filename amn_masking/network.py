@@ -70,7 +70,7 @@ class MaskingNetwork(nn.Module):
                 layers.append(nn.GroupNorm(1, channels))
             layers.append(nn.ReLU(inplace=True))
             in_channels = channels
-        layers.append(LastConvolution(in_channels, 1, kernel_size, padding=kernel_size // 2))
+        layers.append(nn.Conv2d(in_channels, 1, kernel_size, padding=kernel_size // 2))
         self.convolutions = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,24 +108,6 @@ class MaskingNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return settings(self)
-
-
-class LastConvolution(nn.Conv2d):
-    """``nn.Conv2d`` to one channel with padding that keeps the size, in another order of sums.
-
-    A library computes one channel as slowly as sixteen. Here each place of the kernel is a channel
-    of a 1 x 1 convolution, and these channels are added, each shifted to its place: on a CPU about
-    an eighth less of the whole network's time (docs/results/network_profile.md).
-    """
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, 1, H, W)``."""
-        # Flipped, because fold spreads a pixel over its neighbours where a convolution gathers.
-        places = self.weight[0].flip(1, 2).flatten(1).t()[:, :, None, None]
-        shares = F.conv2d(hidden, places).flatten(2)
-        size, margin = self.kernel_size, self.kernel_size[0] // 2
-        summed = F.fold(shares, hidden.shape[2:], size, padding=margin)
-        return summed if self.bias is None else summed + self.bias[:, None, None]
 
 
 def area_pool(images: Tensor, factor: int) -> Tensor:

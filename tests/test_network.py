@@ -10,13 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from amn_masking import MaskingNetwork
-from amn_masking.network import (
-    LastConvolution,
-    area_pool,
-    pool_scores,
-    standardise_logits,
-    to_logits,
-)
+from amn_masking.network import area_pool, pool_scores, standardise_logits, to_logits
 from tests.helpers import draws
 
 
@@ -49,25 +43,6 @@ def test_images_are_pooled_by_the_mean_of_squares(layout):
         for column in range(5):
             part = images[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
             torch.testing.assert_close(pooled[:, :, row, column], part.mean((2, 3)))
-
-
-@pytest.mark.parametrize(("kernel_size", "size"), [(1, (4, 6)), (3, (5, 7)), (5, (3, 8))])
-def test_the_last_convolution_is_a_convolution(kernel_size, size):
-    torch.manual_seed(0)
-    ours = LastConvolution(6, 1, kernel_size, padding=kernel_size // 2)
-    plain = nn.Conv2d(6, 1, kernel_size, padding=kernel_size // 2)
-    plain.load_state_dict(ours.state_dict())
-    hidden = torch.randn(2, 6, *size, requires_grad=True)
-    weight = torch.randn(2, 1, *size)
-    found = []
-    for convolution in (ours, plain):
-        scores = convolution(hidden)
-        gradients = torch.autograd.grad(
-            (scores * weight).sum(), [hidden, *convolution.parameters()]
-        )
-        found.append((scores, *gradients))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [dict(), dict(downsample=4), dict(num_layers=1)])
