@@ -78,8 +78,8 @@ class Variant(MaskingNetwork):
 
 
 def by_places(convolution: nn.Conv2d, hidden: Tensor) -> Tensor:
-    """Each place of the kernel as a channel of a 1 x 1 convolution; these are added, each shifted to
-    its place. Flipped, because fold spreads a pixel where a convolution gathers.
+    """Each place of the kernel as a channel of a 1 x 1 convolution; these are added, each shifted
+    to its place. Flipped, because fold spreads a pixel where a convolution gathers.
     """
     places = convolution.weight[0].flip(1, 2).flatten(1).t()[:, :, None, None]
     summed = F.fold(F.conv2d(hidden, places).flatten(2), hidden.shape[2:], 3, padding=1)
