@@ -33,7 +33,8 @@ def predict_some(
         deterministic: whether it is the same in every call, as in ``eval()``.
 
     Raises:
-        ValueError: the images mask different numbers of patches, or fewer than P.
+        ValueError: the images mask different numbers of patches, or fewer than P; the mask is a
+            learned one, whose network would be rewarded for patches that are not predicted.
 
     Example:
         >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 1, 1, 0]]))
@@ -41,6 +42,12 @@ def predict_some(
         tensor([[1., 0., 1., 0.]])
     """
     num_masked = count_equal(patch_mask)
+    if patch_mask.learned is not None:
+        raise ValueError(
+            "prediction_ratio expected a strategy that learns to choose what is predicted, but this "
+            "mask is learned as a whole; set prediction_ratio on the strategy that learns, or end "
+            "the forward of your own with self.leave_out(mask, generator)"
+        )
     if num_predicted > num_masked:
         raise ValueError(
             f"prediction_ratio asks for {num_predicted} predicted patches in each image, but only "

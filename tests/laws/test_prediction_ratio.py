@@ -352,3 +352,21 @@ def test_what_is_left_out_is_in_no_term_of_the_loss(reconstruct, pixels):
     channels = 3 if pixels and reconstruct == "masked" else 1  # SimMIM's sum over the channels
     expected = channels * (error * kept).sum() / kept.expand_as(error).sum()
     torch.testing.assert_close(one.reconstruction, expected)
+
+
+def test_a_learned_mask_is_not_parted_by_chance():
+    """Its network would be rewarded for patches that nobody predicts."""
+
+    class Outer(MaskingStrategy):
+        takes_ratio = True
+
+        def __init__(self, **ratios):
+            super().__init__(SIDE, 0.75, **ratios)
+            self.inner = AdversarialMasking(0.75, SIDE)
+
+        def forward(self, images):
+            return self.inner(images)
+
+    assert Outer()(images_of((8, 8))).learned is not None
+    with pytest.raises(ValueError, match="set prediction_ratio on the strategy that learns"):
+        Outer(prediction_ratio=0.25)(images_of((8, 8)))
