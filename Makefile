@@ -46,8 +46,8 @@ test-fast: env
 
 # Every law on 100 times as many drawn cases, and the original loop with all that it may be made of.
 test-thorough: env
-	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -m "not slow" --timeout 7200
-	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest tests/estimators/test_original_loop.py
+	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 -m "not slow" --timeout 7200
+	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 tests/estimators/test_original_loop.py
 
 # Break the mask path in every way mutmut knows and see that a test notices.
 mutants: env
