@@ -44,7 +44,7 @@ def predict_some(
     num_masked = count_equal(patch_mask)
     if patch_mask.learned is not None:
         raise ValueError(
-            "prediction_ratio expected a strategy that learns to choose what is predicted, but this "
+            "prediction_ratio expected a learning strategy to choose what is predicted, but this "
             "mask is learned as a whole; set prediction_ratio on the strategy that learns, or end "
             "the forward of your own with self.leave_out(mask, generator)"
         )

@@ -368,5 +368,11 @@ def test_a_learned_mask_is_not_parted_by_chance():
             return self.inner(images)
 
     assert Outer()(images_of((8, 8))).learned is not None
+    agreeing = Outer(prediction_ratio=0.25)
+    agreeing.inner.prediction_ratio = 0.25
+    assert agreeing(images_of((8, 8))).num_predicted == 16
+    agreeing.inner.prediction_ratio = 0.5
+    with pytest.raises(ValueError, match=r"predicts 16 patches .* its mask predicts 32"):
+        agreeing(images_of((8, 8)))
     with pytest.raises(ValueError, match="set prediction_ratio on the strategy that learns"):
         Outer(prediction_ratio=0.25)(images_of((8, 8)))
