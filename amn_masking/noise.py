@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+INCREMENT = -0x61C8864680B583EB  # 2^64 times GOLDEN, as a signed integer
 
 
 def uniform(
@@ -54,6 +55,25 @@ def gumbel(like: Tensor, generator: Generator | None = None) -> Tensor:
     # The numbers are in [0, 1): both logarithms need a floor.
     chance = uniform(like.shape, like.device, generator, like.dtype).clamp_min(tiny)
     return -torch.log((-torch.log(chance)).clamp_min(tiny))
+
+
+def hashed(mask: Tensor) -> Tensor:
+    """``(B, L)`` numbers in [0, 1) as if drawn uniformly, which follow from each image's ``mask``,
+    ``(B, L)``: for a choice in ``eval()`` that is alike in every call and knows nothing else.
+
+    By the mixing steps of SplitMix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
+    Generators" (OOPSLA 2014), in integers that wrap around.
+    """
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    image = (mask.long() * mixed(places)).sum(1, keepdim=True)
+    return (mixed(image + places * INCREMENT) >> 40 & 0xFFFFFF).to(torch.float32) / 2**24
+
+
+def mixed(x: Tensor) -> Tensor:
+    """int64 to int64, each bit of which depends on all bits of ``x``."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    return x ^ (x >> 31 & (1 << 33) - 1)
 
 
 def tie_breaks(

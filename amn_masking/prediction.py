@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from amn_masking.counts import check_enough_valid
 from amn_masking.mask import PatchMask
-from amn_masking.noise import tie_breaks
+from amn_masking.noise import hashed, uniform
 
 
 def predict_some(
@@ -30,7 +30,7 @@ def predict_some(
         patch_mask: with equal counts; what is masked stays so.
         num_predicted: P, at most the masked patches.
         generator: source of the choice.
-        deterministic: whether it is the same in every call, as in ``eval()``.
+        deterministic: whether it follows from the mask, as in ``eval()``, and is not drawn.
 
     Raises:
         ValueError: the images mask different numbers of patches, or fewer than P; the mask is a
@@ -56,7 +56,7 @@ def predict_some(
     if num_predicted == num_masked:
         return replace(patch_mask, num_predicted=num_masked)
     masked = patch_mask.mask > 0
-    noise = tie_breaks(patch_mask.mask, patch_mask.grid if deterministic else None, generator)
+    noise = noise_of(patch_mask, generator, deterministic)
     predicted = least(noise.masked_fill(~masked, 2.0), num_predicted)
     return PatchMask.in_order(
         masked, patch_mask.num_visible, patch_mask.grid, None, patch_mask.valid, predicted,
@@ -100,7 +100,7 @@ def leave_out(
     if chosen.valid is not None:
         check_enough_valid(chosen.valid, num_masked)
         taken = predicted | ~chosen.valid
-    noise = tie_breaks(chosen.mask, chosen.grid if deterministic else None, generator)
+    noise = noise_of(chosen, generator, deterministic)
     left_out = least(noise.masked_fill(taken, 2.0), num_masked - num_predicted)
     return PatchMask.in_order(
         predicted | left_out, chosen.num_patches - num_masked, chosen.grid, None, chosen.valid,
@@ -121,6 +121,12 @@ def count_equal(patch_mask: PatchMask) -> int:
             "threshold=dict(type='quantile')"
         )
     return patch_mask.num_patches - patch_mask.num_visible
+
+
+def noise_of(patch_mask: PatchMask, generator: Generator | None, deterministic: bool) -> Tensor:
+    """``(B, L)`` in [0, 1), uniform: drawn, or following from the mask."""
+    mask = patch_mask.mask
+    return hashed(mask) if deterministic else uniform(mask.shape, mask.device, generator)
 
 
 def least(noise: Tensor, count: int) -> Tensor:

@@ -312,9 +312,10 @@ class AdversarialMasking(MaskingStrategy):
         """Raise ValueError if nothing can be learned from images of which so many are masked."""
         if count < self.estimator.fewest_masked:
             raise ValueError(
-                f"each image masks at most {count} of its {num_patches} patches, but "
+                f"{count} of each image's {num_patches} patches are predicted at most, but "
                 f"estimator {type(self.estimator).__name__} compares the patches of one image and "
-                f"its gradient would be 0 below {self.estimator.fewest_masked}; raise mask_ratio "
+                f"its gradient would be 0 below {self.estimator.fewest_masked}; raise "
+                f"{'mask_ratio' if self.prediction_ratio is None else 'prediction_ratio'} "
                 "(or the threshold's ratio_range), take larger images or smaller patches, or "
                 "estimator=dict(type='score_function')"
             )

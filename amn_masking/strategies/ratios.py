@@ -31,9 +31,13 @@ class MaskRatio(Scheduled):
 
 
 class PredictionRatio(Scheduled):
-    """``prediction_ratio``, of a strategy whose masks are all of one size."""
+    """``prediction_ratio``, of a strategy whose masks are all of one size; None takes it away."""
 
-    def __set__(self, strategy: Any, value: Ratio) -> None:
+    def __set__(self, strategy: Any, value: Ratio | None) -> None:
+        if value is None:
+            strategy.schedules.pop(self.name, None)
+            setattr(strategy, self.slot, None)
+            return
         strategy.check_takes_prediction()
         super().__set__(strategy, value)
 
@@ -73,24 +77,37 @@ class RatioMixin:
 
     def check_takes_prediction(self) -> None:
         """Raise ValueError where a ``prediction_ratio`` would not be followed."""
-        if self.free_counts or not self.takes_ratio:
+        if self.free_counts:
             raise ValueError(
-                f"prediction_ratio is a share of patches beside mask_ratio, but the masks of this "
-                f"{type(self).__name__} have free counts or take no mask_ratio; leave "
-                "prediction_ratio out, or use threshold=dict(type='quantile')"
+                "prediction_ratio expected the same number of masked patches in every image, but "
+                f"those of this {type(self).__name__} differ; leave prediction_ratio out, or use "
+                "threshold=dict(type='quantile')"
+            )
+        if not self.takes_ratio:
+            raise ValueError(
+                f"prediction_ratio is a share beside mask_ratio, which this {type(self).__name__} "
+                "does not take; leave it out, or, if it is a class of your own that follows "
+                "self.mask_ratio, say takes_ratio = True in it"
             )
 
     def check_prediction(self, *ratios: float) -> None:
-        """Raise ValueError where, at its start or at its end, more is predicted than masked.
+        """Raise ValueError where more would be predicted than masked: at the start, at the end, or
+        between, where both are schedules that count in the same unit.
 
         Args:
             ratios: masked at the start and at the end.
         """
-        for masked, predicted in zip(ratios, self.ends("prediction_ratio"), strict=False):
-            if predicted > masked:
+        pairs = list(zip(ratios, self.ends("prediction_ratio"), strict=False))
+        masked, predicted = (self.schedules.get(n) for n in ("mask_ratio", "prediction_ratio"))
+        if masked is not None and predicted is not None and masked.by == predicted.by:
+            for one in (masked, predicted):
+                for turn in (one.begin, one.until or one.begin):
+                    pairs.append((masked(turn, turn, turn), predicted(turn, turn, turn)))
+        for share, part in pairs:
+            if part > share:
                 raise ValueError(
-                    f"prediction_ratio={predicted:g} is a part of what is masked, but "
-                    f"mask_ratio={masked:g}; lower prediction_ratio, or raise mask_ratio"
+                    f"prediction_ratio={part:g} is a part of what is masked, but mask_ratio="
+                    f"{share:g}; lower prediction_ratio, or raise mask_ratio"
                 )
 
     def ends(self, ratio: str) -> tuple[float, ...]:
@@ -122,7 +139,7 @@ class RatioMixin:
         """The mask of which ``chosen``, all masked patches there, are predicted.
 
         As many of the others as ``mask_ratio`` says are left out: drawn uniformly, in ``eval()``
-        always the same. Without a ``prediction_ratio`` it is ``chosen`` itself.
+        in a way that follows from ``chosen``. ``chosen`` itself without a ``prediction_ratio``.
         """
         if self.prediction_ratio is None:
             return chosen

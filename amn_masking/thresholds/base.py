@@ -47,7 +47,8 @@ class Candidates:
         grid: (rows, columns) of patches.
         scores: ``(B, L)`` in (0, 1), the scores without noise, with a gradient; None where nothing
             is learned.
-        mask_ratio: the strategy's, in (0, 1); None where the threshold takes none.
+        mask_ratio: share to choose, in (0, 1): the strategy's, or its ``prediction_ratio`` where it
+            has one; None where the threshold takes none.
         random_share: share in [0, 1] of each image's masked patches to draw uniformly.
         valid: ``(B, L)`` bool, False at patches that must not be chosen; None for all valid.
         deterministic: whether equal priorities are ordered alike in every call.

@@ -45,7 +45,7 @@ def rows_of_seed(data: str, seed: int) -> list[store.Row]:
         dict(
             data=data, seed=str(seed), split=split_of(seed), trained=setting.strategy,
             under=other.strategy,
-            error=f"{float(masked_mean(model.error_under(mask, pixels, []), mask.mask)):.6g}",
+            error=f"{float(masked_mean(model.error_under(mask, pixels, []), mask.predicted)):.6g}",
             settings=setting.to_json(), software=runs.software(), hardware=runs.hardware(),
             commit=code,
         )

@@ -99,10 +99,10 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
     patch_mask = model.make_mask(pixels)
 
     def error(masks: PatchMask) -> Tensor:
-        return masked_mean(model.error_under(masks, pixels, []), masks.mask)
+        return masked_mean(model.error_under(masks, pixels, []), masks.predicted)
 
     positions = PositionMeter()
-    positions.update(patch_mask.mask, patch_mask.grid)
+    positions.update(patch_mask.predicted, patch_mask.grid)
     # Not the seed of the masks: random ones would be the same masks.
     random = error(at_random(patch_mask, seeded(seed + 1, pixels.device)))
     metrics = {
@@ -110,20 +110,20 @@ def mask_metrics(model: Any, images: Images, patch: int, seed: int) -> dict[str,
         "random_mask_error": random,
         "adversarial_gain": error(patch_mask) / random,
         "position_entropy": positions.entropy(),
-        "mask_distance": mask_distance(patch_mask.mask),
+        "mask_distance": mask_distance(patch_mask.predicted),
     }
     ink = None
     if images.ink is not None:
         ink = patch_share(images.centre(images.ink), patch)
-        metrics["foreground_lift"] = lift(patch_mask.mask, ink)
+        metrics["foreground_lift"] = lift(patch_mask.predicted, ink)
     if images.noise is not None:
         metrics["noise_lift"] = lift(
-            patch_mask.mask, patch_share(images.centre(images.noise), patch)
+            patch_mask.predicted, patch_share(images.centre(images.noise), patch)
         )
     learned = patch_mask.learned
     scores = None if learned is None else learned.patch_scores
     if isinstance(model.masking, RankedMasking):
-        scores = model.masking.priorities(pixels, int(patch_mask.mask[0].sum()), None)
+        scores = model.masking.priorities(pixels, int(patch_mask.predicted[0].sum()), None)
     if scores is not None and ink is not None:
         metrics["score_auc"] = ranking_auc(scores, ink >= 0.1)
     if isinstance(threshold := getattr(model.masking, "threshold", None), Difficulty):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,13 +51,33 @@ Row = dict[str, str]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file, with nothing in columns that it does not have; none if there is no
-    file.
+    """The rows of a file, with nothing in columns that it does not have, and their settings as they
+    would be said now; none if there is no file.
     """
+    return [{**row, "settings": said_now(row["settings"])} for row in stored(path)]
+
+
+def stored(path: Path) -> list[Row]:
+    """The rows as they were written."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
         return [dict.fromkeys(COLUMNS, "") | row for row in csv.DictReader(file)]
+
+
+def said_now(settings: str) -> str:
+    """Settings in today's words. Before ``prediction_ratio`` a trial of the same three sets had the
+    share that is seen in the recipe, and the share that is predicted as the mask ratio.
+    """
+    setting = json.loads(settings)
+    if "seen" not in setting["recipe"]:
+        return settings
+    if seen := setting["recipe"].pop("seen"):
+        masking = setting["masking"]
+        setting["masking"] = {
+            **masking, "mask_ratio": 1 - seen, "prediction_ratio": masking["mask_ratio"],
+        }  # fmt: skip
+    return json.dumps(setting, sort_keys=True)
 
 
 def key(row: Row) -> tuple[str, str]:
@@ -87,10 +108,9 @@ def add(path: Path, row: Row) -> bool:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
-        rows = read(path)
-        if key(row) in {key(known) for known in rows}:
+        if key(row) in {key(known) for known in read(path)}:
             return False
-        write(path, [*rows, row])
+        write(path, [*stored(path), row])
     finally:
         os.close(folder)
     return True

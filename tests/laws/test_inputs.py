@@ -113,7 +113,7 @@ def test_one_masked_patch_is_refused_in_training_where_it_gives_no_gradient(name
         assert gradient() > 0
         return
     with pytest.raises(
-        ValueError, match=r"each image masks at most 1 of its 4 patches.*'score_function'"
+        ValueError, match=r"1 of each image's 4 patches are predicted at most.*'score_function'"
     ):
         masking(pictures)
     # What it would have been.
@@ -145,7 +145,7 @@ def test_a_free_count_of_one_is_refused_where_no_batch_can_have_another(kind):
         threshold = dict(type=kind, ratio_range=(low, high))
         return AdversarialMasking(patch_size=16, threshold=threshold, **options)
 
-    with pytest.raises(ValueError, match=r"masks at most 1 of its 4.*ratio_range"):
+    with pytest.raises(ValueError, match=r"1 of each image's 4 patches are.*ratio_range"):
         masking(0.0, 0.3)(pictures)
     masking(0.0, 0.3, estimator=dict(type="score_function"))(pictures)
     masking(0.0, 0.3).eval()(pictures)

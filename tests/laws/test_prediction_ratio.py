@@ -198,6 +198,22 @@ def test_the_generator_is_the_only_source_of_what_is_left_out(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("name", ["oracle", "own"])
+def test_in_eval_what_follows_from_the_mask_is_as_if_drawn(name):
+    """Each patch is left out with the same chance, and beside each other as often as not."""
+    patch_mask = ALL[name](0.75, SIDE, prediction_ratio=0.25).eval()(images_of((6, 6), 3000))
+    left_out = (patch_mask.mask - patch_mask.predicted).bool()
+    among = (1 - patch_mask.predicted) if name == "oracle" else patch_mask.mask
+    if name == "own":  # its masks are all alike, and so is what is left out of them
+        assert (left_out == left_out[:1]).all()
+        return
+    counts, expected = left_out.sum(0), among.sum(0) * 18 / 27
+    assert chi_square(counts, expected) < 75  # 35 degrees of freedom: p about 1e-4
+    seen = (patch_mask.mask == 0).float().reshape(-1, 6, 6)
+    beside = (seen[:, :, 1:] * seen[:, :, :-1]).mean() / seen.mean()
+    assert 0.2 < beside < 0.3  # 9 of 36 are seen, and of a seen one's 35 others 8
+
+
 @pytest.mark.parametrize("name", CHOOSING)
 def test_in_eval_nothing_is_drawn(name):
     strategy = CHOOSING[name](0.75, SIDE, prediction_ratio=0.25).eval()
@@ -268,6 +284,9 @@ def test_both_ratios_follow_their_schedules_and_may_be_set():
     strategy.prediction_ratio = 0.125
     assert strategy(images).predicted[0].sum() == 8
     assert "prediction_ratio=0.125" in repr(strategy)
+    strategy.prediction_ratio = None
+    assert strategy(images).num_predicted is None
+    strategy.prediction_ratio = 0.125
     assert copy.deepcopy(strategy)(images).predicted[0].sum() == 8
 
 
@@ -284,13 +303,13 @@ def test_more_predicted_than_masked_is_refused_at_once_or_when_the_mask_is_made(
         RandomRatioMasking(AdversarialMasking(patch_size=SIDE, prediction_ratio=0.6))(
             images_of((8, 8))
         )
-    # Ends that fit, and a middle that does not.
-    crossing = RandomMasking(
-        dict(type="linear", start=0.5, end=0.75, begin=0.9),
-        SIDE,
-        prediction_ratio=dict(type="linear", start=0.5, end=0.75, until=0.5),
-    )
-    crossing.set_progress(0.6)
+    # Ends that fit, and a middle that does not: at once, or where they count in different units.
+    late = dict(type="linear", start=0.5, end=0.75, begin=0.9)
+    early = dict(type="linear", start=0.5, end=0.75, until=0.5)
+    with pytest.raises(ValueError, match=r"prediction_ratio=0\.75 is a part .* mask_ratio=0\.5;"):
+        RandomMasking(late, SIDE, prediction_ratio=early)
+    crossing = RandomMasking(late, SIDE, prediction_ratio=dict(early, by="iter", until=10))
+    crossing.set_progress(0.6, iteration=60)
     with pytest.raises(ValueError, match="lower prediction_ratio, or raise mask_ratio"):
         crossing(images_of((8, 8)))
 
@@ -305,7 +324,7 @@ def test_where_nothing_would_follow_it_it_is_refused():
     class TakesNone(RightEnd):
         takes_ratio = False
 
-    with pytest.raises(ValueError, match="free counts or take no mask_ratio"):
+    with pytest.raises(ValueError, match="which this TakesNone does not take"):
         TakesNone(SIDE, prediction_ratio=0.25)
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
         RandomMasking(0.5, SIDE, prediction_ratio=0.0)

@@ -90,6 +90,8 @@ class MaskedMethod(MaskableMethod):
                 f"got type {kind!r}"
             )
         parameters = inspect.signature(cls).parameters
+        # Every strategy has this ratio, one's own without the argument and a wrapper too.
+        ratio = None if "prediction_ratio" in parameters else config.pop("prediction_ratio", None)
         leave_out_foreign(config, cls, parameters)
         if isinstance(config.get("masking"), Mapping):  # a strategy around another one
             config["masking"] = self.build_masking(config["masking"])
@@ -100,7 +102,10 @@ class MaskedMethod(MaskableMethod):
                     config[key] = value
                 elif isinstance(value, Mapping) and isinstance(given, Mapping):
                     config[key] = {**value, **given}
-        return MMPRETRAIN_MODELS.build(config)
+        masking = MMPRETRAIN_MODELS.build(config)
+        if ratio is not None:
+            masking.prediction_ratio = ratio
+        return masking
 
     def give_defaults(self, masking: MaskingStrategy) -> None:
         """Give a strategy that was given no ratio, or no loss, the method's own."""

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
 import mmpretrain
+import torch
 from mmengine.config import DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -72,6 +73,23 @@ def test_every_strategy_is_told_what_is_predicted(kind):
         masking = dict(type=kind, masking=masking | dict(type="RandomMasking"))
     losses, _ = step(build(masking=masking))
     assert losses["mask_ratio"] > losses["prediction_ratio"] == 0.25
+
+
+class LeftToRight(strategies.ranked.RankedMasking):
+    def __init__(self, patch_size=16):
+        super().__init__(0.75, patch_size)
+
+    def priorities(self, images, num_masked, generator):
+        rows, columns = self.grid(images)
+        return torch.arange(columns).expand(len(images), rows, -1).flatten(1).float()
+
+
+@pytest.mark.parametrize("kind", [*WRAPPERS, LeftToRight])
+def test_a_strategy_without_the_argument_is_told_too(kind):
+    masking = dict(type=kind, prediction_ratio=0.25)
+    if kind in WRAPPERS:
+        masking["masking"] = dict(type="RandomMasking")
+    assert step(build(masking=masking))[0]["prediction_ratio"] == 0.25
 
 
 def test_what_no_strategy_takes_is_still_refused():
