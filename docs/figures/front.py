@@ -44,7 +44,9 @@ def photographs() -> list[Tensor]:
     return [torch.tensor(photo).movedim(2, 0) / 255 for photo in (cat, cup, portrait)]
 
 
-def train(photos: list[Tensor]) -> tuple[MaskedAutoencoder, dict[int, PatchMask]]:
+def train(
+    photos: list[Tensor], mask_ratio: float = RATIO, prediction_ratio: float | None = None
+) -> tuple[MaskedAutoencoder, dict[int, PatchMask]]:
     """The autoencoder, and the masks of the whole photographs after EARLY and STEPS steps."""
     torch.manual_seed(0)
     whole = torch.stack([resize(photo, SIZE, antialias=True) for photo in photos]) - 0.5
@@ -53,7 +55,13 @@ def train(photos: list[Tensor]) -> tuple[MaskedAutoencoder, dict[int, PatchMask]
     shape = dict(img_size=SIZE, patch_size=PATCH, embed_dim=128, depth=3, num_heads=4)
     plain = dict(num_classes=0, class_token=False, global_pool="avg")
     encoder = timm.create_model("vit_tiny_patch16_224", **shape, **plain)
-    masking = AdversarialMasking(RATIO, PATCH, network=dict(downsample=4), random_share=0.25)
+    masking = AdversarialMasking(
+        mask_ratio,
+        PATCH,
+        network=dict(downsample=4),
+        random_share=0.25,
+        prediction_ratio=prediction_ratio,
+    )
     model = MaskedAutoencoder(encoder, masking, 128, 1, 4, norm_pix=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
