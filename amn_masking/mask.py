@@ -196,18 +196,18 @@ class PatchMask:
     @property
     def predicted(self) -> Tensor:
         """``(B, L)`` float32, 1 at the patches that are predicted: masked and not left out."""
-        if self.num_left_out == 0:
-            return self.mask
-        decoded = self.ids_restore < self.num_patches - self.num_left_out
-        return self.mask * decoded
+        return self.mask if self.num_left_out == 0 else self.mask * self._not_left_out
 
     @property
     def counted(self) -> Tensor | None:
         """``(B, L)`` bool, False where there is no data or no prediction; None for all patches."""
         if self.num_left_out == 0:
             return self.valid
-        decoded = self.ids_restore < self.num_patches - self.num_left_out
-        return decoded if self.valid is None else decoded & self.valid
+        return self._not_left_out if self.valid is None else self._not_left_out & self.valid
+
+    @property
+    def _not_left_out(self) -> Tensor:
+        return self.ids_restore < self.num_patches - self.num_left_out
 
     @property
     def ids_keep(self) -> Tensor:
