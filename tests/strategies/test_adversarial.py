@@ -274,7 +274,7 @@ def test_a_temperature_of_an_estimator_that_is_a_schedule_is_refused():
 def test_a_ratio_of_which_nothing_can_be_learned_is_refused_at_the_first_mask(make):
     images = torch.randn(2, 3, 64, 64)
     masking = make()
-    with pytest.raises(ValueError, match="1 of each image.s 16 patches"):
+    with pytest.raises(ValueError, match=r"1 of each image.s 16 patches"):
         masking(images)
     make().eval()(images)
     with torch.no_grad():
