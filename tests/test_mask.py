@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amn_masking import PatchMask
 from amn_masking.mask import invert_permutation
-from amn_masking.prediction import predict_some
+from amn_masking.prediction import leave_out, predict_some
 from tests.helpers import draws
 from tests.helpers.draws import ragged
 from tests.helpers.selections import learn
@@ -180,6 +180,24 @@ def test_what_is_no_tensor_is_refused_by_name(give, take):
         TypeError, match=r"mask expected a torch.Tensor, got (ndarray|list).*as_tensor"
     ):
         take(give(torch.tensor([[[1.0, 0], [0, 0]]])))
+
+
+@given(draws.masks(free_counts=True))
+def test_from_shuffle_keeps_the_first_patches_of_each_image(case):
+    mask, grid = case
+    counts = (1 - mask).sum(1).long()
+    shuffle, valid = mask.argsort(1), mask == 0
+    patch_mask = PatchMask.from_shuffle(shuffle, int(counts.max()), grid, counts, valid)
+    assert torch.equal(patch_mask.mask, mask)
+    assert torch.equal(patch_mask.visible_counts, counts)
+    assert patch_mask.valid is valid
+
+
+def test_unless_told_otherwise_the_predicted_and_the_left_out_are_drawn():
+    hidden = PatchMask.from_mask(torch.ones(1, 64).tril(40))
+    chosen = PatchMask.from_mask(torch.ones(1, 64).tril(4))
+    for part in (lambda: predict_some(hidden, 20), lambda: leave_out(chosen, 20)):
+        assert not torch.equal(part().ids_shuffle, part().ids_shuffle)
 
 
 @given(draws.masks(), st.floats(0, 1), draws.seeds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from amn_masking import PatchMask
 from amn_masking.estimators import Ranking
 from amn_masking.thresholds import Quantile
 from tests.helpers.selections import choose, learn, selected
@@ -43,3 +44,17 @@ def test_one_masked_patch_has_no_order_and_no_gradient():
     patch_mask.learned.objective(torch.rand(2, 4)).backward()
     assert torch.isfinite(logits.grad).all()
     assert not logits.grad.any()
+
+
+def test_at_negative_strength_it_is_the_likelihood_of_the_reversed_order():
+    """Gradients are reversed where the mask is made: so -1 minimises what +1 of -reward does."""
+    gradients = []
+    for strength, sign in ((1.0, 1.0), (-1.0, -1.0)):
+        logits = torch.tensor([[0.3, -0.2, 0.9, 0.1]], requires_grad=True)
+        patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 1, 1, 0]]))
+        learned = learn(patch_mask, logits, strength=strength).learned
+        reward = sign * torch.tensor([[1.0, 2.0, 3.0, 0.0]])
+        (gradient,) = torch.autograd.grad(strength * Ranking().objective(reward, learned), logits)
+        gradients.append(gradient)
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*gradients)
