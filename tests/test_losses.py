@@ -249,3 +249,14 @@ def test_scores_that_round_to_zero_give_no_nan():
     terms = CombinedAdversarialLoss().terms(torch.ones(1, 4, 2), torch.zeros(1, 4, 2), patch_mask)
     assert terms.reconstruction == 1
     assert terms.adversarial == 0
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[1.0, 0, 0, 1]])], ids=["none", "tensor"])
+def test_all_patches_are_reconstructed_and_the_adversarial_term_is_of_the_mask(mask):
+    """Also without a PatchMask."""
+    pred, target = torch.randn(1, 4, 3), torch.randn(1, 4, 3)
+    terms = CombinedAdversarialLoss(reconstruct="all").terms(pred, target, mask)
+    error = (pred - target).square().mean(2)
+    torch.testing.assert_close(terms.reconstruction, error.mean())
+    masked = error.mean() if mask is None else (error * mask).sum() / 2
+    torch.testing.assert_close(terms.adversarial, masked)

@@ -285,6 +285,7 @@ def test_both_ratios_follow_their_schedules_and_may_be_set():
     assert strategy(images).predicted[0].sum() == 8
     assert "prediction_ratio=0.125" in repr(strategy)
     strategy.prediction_ratio = None
+    strategy.set_progress(0.5)
     assert strategy(images).num_predicted is None
     strategy.prediction_ratio = 0.125
     assert copy.deepcopy(strategy)(images).predicted[0].sum() == 8
