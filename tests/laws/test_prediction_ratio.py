@@ -309,6 +309,23 @@ def test_more_predicted_than_masked_is_refused_at_once_or_when_the_mask_is_made(
     early = dict(type="linear", start=0.5, end=0.75, until=0.5)
     with pytest.raises(ValueError, match=r"prediction_ratio=0\.75 is a part .* mask_ratio=0\.5;"):
         RandomMasking(late, SIDE, prediction_ratio=early)
+    by_iteration = dict(by="iter", begin=10)
+    with pytest.raises(ValueError, match=r"prediction_ratio=0\.75 is a part .* mask_ratio=0\.5;"):
+        RandomMasking(
+            dict(late, **by_iteration, until=40),
+            SIDE,
+            prediction_ratio=dict(early, **by_iteration, until=10),
+        )
+    by_epoch = dict(by="epoch", begin=0)
+    with pytest.raises(ValueError, match="is a part of what is masked"):
+        RandomMasking(
+            dict(start=0.5, end=0.75, until=8, **by_epoch),
+            SIDE,
+            prediction_ratio=dict(start=0.25, end=0.75, until=4, **by_epoch),
+        )
+    # Beside the default ratio, which a codebase may move, when the mask is made.
+    with pytest.raises(ValueError, match=r"prediction_ratio=0\.8 .* mask_ratio=0\.75;"):
+        RandomMasking(patch_size=SIDE, prediction_ratio=0.8)(images_of((8, 8)))
     crossing = RandomMasking(late, SIDE, prediction_ratio=dict(early, by="iter", until=10))
     crossing.set_progress(0.6, iteration=60)
     with pytest.raises(ValueError, match="lower prediction_ratio, or raise mask_ratio"):
