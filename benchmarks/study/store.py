@@ -69,9 +69,9 @@ def said_now(settings: str) -> str:
     """Settings in today's words. Before ``prediction_ratio`` a trial of the same three sets had the
     share that is seen in the recipe, and the share that is predicted as the mask ratio.
     """
-    setting = json.loads(settings)
-    if "seen" not in setting["recipe"]:
+    if '"seen"' not in settings:
         return settings
+    setting = json.loads(settings)
     if seen := setting["recipe"].pop("seen"):
         masking = setting["masking"]
         setting["masking"] = {
