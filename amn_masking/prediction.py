@@ -102,10 +102,11 @@ def leave_out(
         taken = predicted | ~chosen.valid
     noise = noise_of(chosen, generator, deterministic)
     left_out = least(noise.masked_fill(taken, 2.0), num_masked - num_predicted)
-    return PatchMask.in_order(
+    patch_mask = PatchMask.in_order(
         predicted | left_out, chosen.num_patches - num_masked, chosen.grid, None, chosen.valid,
         predicted, num_predicted,
     )  # fmt: skip
+    return replace(patch_mask, learned=chosen.learned)
 
 
 def count_equal(patch_mask: PatchMask) -> int:

@@ -411,5 +411,10 @@ def test_a_learned_mask_is_not_parted_by_chance():
     agreeing.inner.prediction_ratio = 0.5
     with pytest.raises(ValueError, match=r"predicts 16 patches .* its mask predicts 32"):
         agreeing(images_of((8, 8)))
+    parting = Outer(prediction_ratio=0.25)
+    parting.inner.mask_ratio = 0.25
+    parting.forward = lambda images: parting.leave_out(parting.inner(images), None)
+    parted = parting(images_of((8, 8)))
+    assert torch.equal(parted.learned.surrogate, parted.predicted)
     with pytest.raises(ValueError, match="set prediction_ratio on the strategy that learns"):
         Outer(prediction_ratio=0.25)(images_of((8, 8)))
