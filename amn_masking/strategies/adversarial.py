@@ -278,8 +278,8 @@ class AdversarialMasking(MaskingStrategy):
             self.hear if trains else None,
             self.loss if self.own_loss else None,
         )
-        patch_mask = self.leave_out(replace(chosen, grid=grid, valid=valid), generator)
-        return replace(patch_mask, learned=learned)
+        chosen = replace(chosen, grid=grid, valid=valid, learned=learned)
+        return self.leave_out(chosen, generator)
 
     def score_map(self, images: Tensor) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images."""
