@@ -19,7 +19,8 @@ from torch import distributed
 IMPORT
 import amn_masking.adapters.mmpretrain.runner.gloo
 ready = distributed.is_initialized()
-print(distributed.get_backend() if ready else "none", distributed.get_world_size() if ready else 1)
+backend, ranks = (distributed.get_backend(), distributed.get_world_size()) if ready else ("none", 1)
+sys.stdout.write(f"{backend} {ranks}\\n")  # in one write: two processes share the pipe
 """
 
 
