@@ -9,6 +9,11 @@ from torch import Tensor
 
 from amn_masking.patches import grid_size
 
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # before torch 2.3
+    from torch._dynamo import is_compiling
+
 if TYPE_CHECKING:
     from amn_masking.mask import PatchMask
 
@@ -35,7 +40,7 @@ def check_finite(values: Tensor, message: str) -> None:
         ValueError: elsewhere.
     """
     finite = torch.isfinite(values).all()
-    if values.device.type == "cuda" or torch.compiler.is_compiling():
+    if values.device.type == "cuda" or is_compiling():
         torch._assert_async(finite, message[:254])
     elif not bool(finite):
         raise ValueError(message)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from amn_masking.checks import is_compiling
 from amn_masking.schedules import Schedule
 
 STEPS = 100
@@ -53,7 +54,7 @@ class TrainingWatch:
             TypeError: the network gives no tensor.
             ValueError: scores outside [0, 1].
         """
-        if self.looked or torch.compiler.is_compiling():
+        if self.looked or is_compiling():
             return
         self.looked = True
         if not isinstance(scores, Tensor):
@@ -78,7 +79,7 @@ class TrainingWatch:
 
     def made(self, schedules: Mapping[str, Schedule]) -> None:
         """A training mask was made, under these schedules."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return
         self.masks += 1
         moves = [name for name, schedule in schedules.items() if schedule.moves]
@@ -97,7 +98,7 @@ class TrainingWatch:
             logits: ``(B, L)`` that the mask was made of.
         """
         learning = [p for p in network.parameters() if p.requires_grad]
-        if not strength or not learning or torch.compiler.is_compiling():
+        if not strength or not learning or is_compiling():
             return
         self.steps += 1
         # The smallest, for the one comparison there may be.
@@ -145,5 +146,5 @@ class TrainingWatch:
 
     def heard(self) -> None:
         """An objective was made of a training mask."""
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             self.objectives += 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amn_masking.adapters.padding import checkpoints_below
+from amn_masking.checks import is_compiling
 from amn_masking.mask import PatchMask
 
 LEFT_OUT = "prediction_ratio leaves patches out of the decoder"
@@ -98,4 +99,4 @@ def decoded_only(
 
 def checkpoints_now() -> int:
     """As :func:`checkpoints_below`; 0 where a compiler traces, which recomputes what it traced."""
-    return 0 if torch.compiler.is_compiling() else checkpoints_below()
+    return 0 if is_compiling() else checkpoints_below()

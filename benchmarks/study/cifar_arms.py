@@ -42,6 +42,7 @@ def arms(recipe: PhotoRecipe, ratio: float) -> dict[str, Setting]:
         "hard patches": masked("HardPatchMasking", ratio, **net),
         "adversarial": adversarial,
         "adversarial, random share 0.5": {**adversarial, "random_share": 0.5},
+        "adversarial, random share 0.75": {**adversarial, "random_share": 0.75},
         "adversarial, random share 1 to 0.5": {
             **adversarial, "random_share": dict(type="linear", start=1.0, end=0.5),
         },
@@ -109,6 +110,7 @@ GIVEN: dict[str, tuple[float, ...]] = {
     "random": RATIOS,
     "adversarial": RATIOS,
     "adversarial, random share 0.5": (0.75,),
+    "adversarial, random share 0.75": (0.75,),
     "adversarial, random share 1 to 0.5": (0.75,),
     "curriculum": (0.75,),
     "cooperative": (0.75,),

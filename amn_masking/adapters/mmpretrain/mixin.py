@@ -21,7 +21,7 @@ from amn_masking.adapters.mmpretrain.patch_error import patch_error, seen_by_los
 from amn_masking.adapters.mmpretrain.proof import check_asked, compared
 from amn_masking.adapters.mmpretrain.ranks import warn_if_ranks_draw_alike
 from amn_masking.adapters.mmpretrain.valid import fill_invalid, valid_of
-from amn_masking.checks import check_honoured
+from amn_masking.checks import check_honoured, is_compiling
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.meters import mask_statistics
@@ -213,7 +213,7 @@ class MaskedMethod(MaskableMethod):
         samples = self.with_mask(data_samples, patch_mask)
         with (
             nullcontext()
-            if self.proved or torch.compiler.is_compiling()
+            if self.proved or is_compiling()
             else compared(self.backbone, self.encoder_mask, self.token_mask(patch_mask)),
             self.inject(patch_mask),
             seen_by_loss(self.loss_module, patch_mask) as calls,
