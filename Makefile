@@ -1,7 +1,7 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo docs test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples study-tables study-smoke lint recipes
+.PHONY: help env env-forks demo docs test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples evidence-tables study-smoke lint recipes
 
 EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev,docs
 PYTHON_ENV := .venv/bin/python
@@ -77,8 +77,8 @@ recipes: env
 adapters: env
 	$(PYTHON_ENV) -m tests.contract.contract
 
-# The tables of docs/results/study.md from the rows that are there; the smallest experiment anew.
-study-tables: env
+# Every table and chart of the evidence from the rows that are there; the smallest experiment anew.
+evidence-tables: env
 	$(PYTHON_ENV) -m benchmarks.study tables
 study-smoke: env
 	$(PYTHON_ENV) -m benchmarks.study smoke

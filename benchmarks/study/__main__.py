@@ -70,13 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
         write_matrix(args.sets, args.seeds, args.jobs, args.results)
     elif args.command == "tables":
         from benchmarks.study.cifar_tables import write_cifar
-        from benchmarks.study.evidence import write_evidence
+        from benchmarks.study.evidence import write_details
+        from benchmarks.study.summary import write_summary
         from benchmarks.study.tables import write_all
 
         write_all(args.results)
         write_cifar(args.results)
         if args.results == RESULTS:
-            write_evidence(RESULTS.parent / "evidence.md", RESULTS)
+            write_details(RESULTS)
+            write_summary(RESULTS.parent, RESULTS)
     else:
         from benchmarks.study.smoke import rerun
 

@@ -1,5 +1,5 @@
-"""The tables of docs/evidence.md, from the CSV files of the runs: what stands between
-``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is made anew, the words around it stay.
+"""The tables of the pages on evidence and price, from the CSV files of the runs: what stands
+between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is made anew, the words around it stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from benchmarks.study.stats import compare, holm
 from benchmarks.study.store import Row
 from benchmarks.study.tables import (
     ACCURACY,
-    ERRORS,
     MASKS,
     SPLITS,
     Cell,
@@ -33,25 +32,15 @@ from benchmarks.study.tables import (
     label,
     line,
     of_split,
-    search_section,
 )
 
 PRICED = ("ColorNoiseMasking", "AttentionMasking", SHIPPED, "AMN, downsample 1")
-TRIALS = 8  # of the search that the page shows
 STRENGTHS = ("cooperative", "frozen", "adversarial", "curriculum", "random")
 
 
-def write_evidence(path: Path, results: Path) -> None:
-    """Make the tables of the page, and its figures, anew.
-
-    Args:
-        path: docs/evidence.md.
-        results: folder of the CSV files.
-
-    Raises:
-        ValueError: the page has a place for a table that is not known, or none for one that is.
-    """
-    fill(path, results, TABLES)
+def write_details(results: Path) -> None:
+    """Make the tables of shapes_and_digits.md, and its figures, anew; errors as for ``fill``."""
+    fill(results / "shapes_and_digits.md", results, TABLES)
     for data in USABLE:
         rows = [row for name in ("grid", "others") for row in rows_of(results, name, "tune", data)]
         if rows:
@@ -59,7 +48,16 @@ def write_evidence(path: Path, results: Path) -> None:
 
 
 def fill(path: Path, results: Path, known: Mapping[str, Callable[[Path], Sequence[str]]]) -> None:
-    """Make the tables of a page anew; arguments and errors as for :func:`write_evidence`."""
+    """Make the tables of a page anew.
+
+    Args:
+        path: the page.
+        results: folder of the CSV files.
+        known: what makes each table.
+
+    Raises:
+        ValueError: the page has a place for a table that is not known, or none for one that is.
+    """
     text = path.read_text()
     places = set(re.findall(r"<!-- begin (\S+) -->", text))
     if places != set(known):
@@ -124,9 +122,10 @@ def grid(results: Path) -> list[str]:
     return lines[1:]
 
 
-def beside_random(experiment: str) -> Callable[[Path], list[str]]:
+def beside_random(experiment: str, others: bool = False) -> Callable[[Path], list[str]]:
     """Tables of report seeds: each strategy's probe less that of random masks, and less that of
-    the free masks that the tuning seeds like best; then its other measures less random masks'.
+    the free masks that the tuning seeds like best; then, if asked, its other measures less random
+    masks'.
     """
 
     def tables(results: Path) -> list[str]:
@@ -155,6 +154,8 @@ def beside_random(experiment: str) -> Callable[[Path], list[str]]:
             for one in order:
                 texts = [text for column in compared for text in column[one]]
                 lines.append(line(*label(one), epochs[one], mean(probe[one]), *texts))
+            if not others:
+                continue
             metrics = [metric for metric in ACCURACY[1:] if values[metric]]
             lines += [
                 "", f"Other measures less random masks' on {data}, each with its own interval, not "
@@ -253,17 +254,6 @@ def crossed(results: Path) -> list[str]:
     return lines[1:] or ["Not run yet."]
 
 
-def best_trials(results: Path) -> list[str]:
-    """The search's best, and random masks beside them."""
-    lines = search_section(store.read(csv_of(results, "search")))
-    rows = [text for text in lines if text.startswith("| ")]
-    header, trials = rows[:2], rows[2:]
-    if not trials:
-        return ["Not run yet."]
-    random = [text for text in trials[TRIALS:] if text.startswith("| random |")]
-    return [*header, *trials[:TRIALS], *random]
-
-
 def price(results: Path) -> list[str]:
     """The overhead of some strategies, and whether the shipped network meets its targets."""
     with (results / "overhead.csv").open(newline="") as file:
@@ -282,14 +272,11 @@ def price(results: Path) -> list[str]:
 TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
     "recipe": recipe,
     "grid": grid,
-    "report": beside_random("report"),
+    "report": beside_random("report", others=True),
     "flops": beside_random("flops"),
     "time": beside_random("time"),
     "long": beside_random("long"),
     "masks": means("report", "report", MASKS),
     "matrix": crossed,
-    "errors": means("report", "report", ERRORS),
     "ablation": means("ablation", "tune", ("probe", *MASKS)),
-    "search": best_trials,
-    "price": price,
 }

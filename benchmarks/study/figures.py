@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 
+from benchmarks.study.stats import Comparison
+
 
 def probe_against_ratio(
     values: Mapping[tuple[str, float | None], Mapping[int, float]], path: Path
@@ -58,4 +60,39 @@ def differences(values: Mapping[str, Sequence[float]], label: str, path: Path) -
     axes.set(xlabel=label)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def forest(
+    panels: Mapping[str, Mapping[str, Comparison]], lines: Sequence[str], path: Path
+) -> None:
+    """Differences to random masks with their intervals, a panel per data set; where seeds are too
+    few for an interval, thin lines from the least to the largest.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(10, 0.34 * len(lines) + 1.2), sharey=True, layout="constrained"
+    )
+    for panel, (words, found) in zip(axes, panels.items(), strict=True):
+        for place, name in enumerate(lines):
+            if name not in found:
+                continue
+            one = found[name]
+            enough = not np.isnan(one.low)
+            low, high = (
+                (one.low, one.high) if enough else (min(one.differences), max(one.differences))
+            )
+            colour = "C2" if enough and low > 0 else "C3" if enough and high < 0 else "0.4"
+            panel.plot(
+                [low, high], [-place] * 2, color=colour, linewidth=3 if enough else 1,
+                solid_capstyle="butt",
+            )  # fmt: skip
+            panel.scatter([one.mean], [-place], color=colour, zorder=3, s=28)
+        panel.axvline(0, color="black", linewidth=1)
+        panel.set(title=words)
+        panel.grid(axis="x", alpha=0.3)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(left=False)
+    axes[0].set_yticks([-place for place in range(len(lines))], lines)
+    figure.supxlabel("linear probe less that of random masks", fontsize="medium")
+    figure.savefig(path, dpi=130)
     plt.close(figure)

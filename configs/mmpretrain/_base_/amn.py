@@ -4,17 +4,11 @@
 # may not both say `model`. To change a setting from the command line, name the place where it
 # counts, such as model.masking.network.downsample.
 
-# Each config adds its own mask ratio, which belongs together with the strength. On photographs no
-# learned masks have beaten random ones (docs/results/cifar.md). In the study of docs/evidence.md
-# adversarial masks (strength +1, the default) made better features than random
-# masks on one of two kinds of small images at 0.375; at 0.25 the lead is smaller (p = 0.09), and
-# none is left at equal time. On the other kind, at 0.25, the linear probe was level, on noisy and
-# blurred images worse. At 0.75 they were no better on the first and ruinous on the second (one
-# seed). (On the second, small digits on black, `strength=-1.0` at 0.875 was the best.) A small
-# search on the first kind found nothing above this default. Nothing is shown at ImageNet's scale.
+# Each config adds its own mask ratio, which belongs together with the strength: docs/choosing.md. On
+# photographs no learned masks have beaten random ones so far: docs/evidence.md.
 base_masking = dict(
     type="AdversarialMasking",
-    # About as hard masks as at 1, for next to nothing: docs/evidence.md.
+    # About as hard masks as at 1, for next to nothing: docs/price.md.
     network=dict(downsample=8),
     threshold=dict(type="quantile"),
     estimator=dict(type="inclusion"),

@@ -23,12 +23,13 @@ from amn_masking import AdversarialMasking, PatchMask
 from amn_masking.estimators import ESTIMATORS
 from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
-from benchmarks.study.evidence import write_evidence
+from benchmarks.study.evidence import write_details
 from benchmarks.study.experiments import CHOSEN, EQUAL_FLOPS, EQUAL_TIME, EXPERIMENTS, FOUND, report
 from benchmarks.study.measures import lift, ranking_auc
 from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import RECIPES, USABLE, learned, random_masks, ratio_of
 from benchmarks.study.stats import compare, holm
+from benchmarks.study.summary import CHART, write_summary
 from benchmarks.study.tables import write_all
 from benchmarks.study.variance import LeastVarianceMasking
 
@@ -181,13 +182,17 @@ def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
 
 
 def test_the_committed_tables_are_made_of_the_committed_rows(tmp_path):
-    for path in RESULTS.glob("*.csv"):
-        shutil.copy(path, tmp_path)
-    page = Path(shutil.copy(RESULTS.parent / "evidence.md", tmp_path))
-    write_evidence(page, tmp_path)
-    assert page.read_text() == (RESULTS.parent / "evidence.md").read_text()
-    write_all(tmp_path)
-    assert (tmp_path / "study.md").read_text() == (RESULTS / "study.md").read_text()
+    docs, pages = RESULTS.parent, ("evidence.md", "price.md", "results/shapes_and_digits.md")
+    (tmp_path / "images").mkdir()
+    for page in ("evidence.md", "price.md"):
+        shutil.copy(docs / page, tmp_path)
+    shutil.copytree(RESULTS, tmp_path / "results")
+    write_all(tmp_path / "results")
+    write_details(tmp_path / "results")
+    write_summary(tmp_path, tmp_path / "results")
+    for page in (*pages, "results/study.md"):
+        assert (tmp_path / page).read_text() == (docs / page).read_text(), page
+    assert (tmp_path / CHART).read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize("data", USABLE)
@@ -247,10 +252,10 @@ def test_the_epochs_at_equal_cost_are_those_of_the_committed_measurement(chosen)
 
 
 def test_a_page_without_a_place_for_each_table_is_refused(tmp_path):
-    page = tmp_path / "evidence.md"
+    page = tmp_path / "shapes_and_digits.md"
     page.write_text("<!-- begin grid -->\n<!-- end grid -->\n<!-- begin colour -->\n")
     with pytest.raises(ValueError, match=r"unknown or missing: \['ablation', 'colour'"):
-        write_evidence(page, tmp_path)
+        write_details(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))

@@ -1,0 +1,137 @@
+"""The table and the chart of docs/evidence.md: every strategy beside random masks, by data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.study.cifar_arms import CHOSEN as CIFAR_CHOSEN
+from benchmarks.study.cifar_arms import GPU
+from benchmarks.study.evidence import best_free, fill, price, rows_of
+from benchmarks.study.experiments import CHOSEN
+from benchmarks.study.figures import forest
+from benchmarks.study.stats import Comparison, compare
+from benchmarks.study.tables import Cell, by_cell, interval, line
+
+CHART = "images/evidence.png"
+SHARE = "adversarial, random share 1 to 0.5"
+STOCK: Cell = ("random", 0.75)
+
+
+def write_summary(docs: Path, results: Path) -> None:
+    """Make the tables of evidence.md and price.md, and the chart, anew; errors as for ``fill``."""
+    fill(docs / "evidence.md", results, {"summary": summary})
+    fill(docs / "price.md", results, {"price": price})
+    chart(results, docs / CHART)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A data set: what its strategies are, and what they are compared with.
+
+    Attributes:
+        words: above the column.
+        experiment, data: where the rows are.
+        strategies: what each line's strategy is called there.
+        reference: random masks at their own best ratio.
+        beside_stock: lines of ``half_random``, beside random masks at 0.75.
+    """
+
+    words: str
+    experiment: str
+    data: str
+    strategies: Mapping[str, Cell]
+    reference: Cell
+    beside_stock: Mapping[str, Cell]
+
+
+def columns(results: Path) -> tuple[Column, ...]:
+    def chosen(data: str, names: Mapping[str, str]) -> dict[str, Cell]:
+        return {words: (name, CHOSEN[data][name]) for words, name in names.items()}
+
+    free = {data: best_free(results, data) or "block" for data in ("shapes", "digits")}
+    stock = {SHARE: (SHARE, 0.75)}
+    cifar = {
+        SHARE: (SHARE, 0.75),
+        "adversarial": ("adversarial", CIFAR_CHOSEN["adversarial"]),
+        "adversarial at 0.75": ("adversarial", 0.75),
+        "cooperative": ("cooperative", 0.75),
+        "curriculum": ("curriculum", 0.75),
+        "hard patches": ("hard patches", CIFAR_CHOSEN["hard patches"]),
+        "best free masks": ("color noise, green", CIFAR_CHOSEN["color noise, green"]),
+        "seen 0.25, predicted 0.25, learned": ("predicted, learned", 0.25),
+        "oracle": ("oracle", 0.25),
+    }
+    learned = {name: name for name in ("adversarial", "cooperative", "curriculum", "oracle")}
+    shapes = chosen("shapes", {**learned, "hard patches": "hard patches"})
+    shapes["best free masks"] = (free["shapes"], CHOSEN["shapes"][free["shapes"]])
+    digits = chosen("digits", learned)
+    digits["cooperative"] = ("cooperative, unweighted", CHOSEN["digits"]["cooperative"])
+    digits["best free masks"] = (free["digits"], CHOSEN["digits"][free["digits"]])
+    return (
+        Column("CIFAR-10", "cifar", GPU.data, cifar, ("random", CIFAR_CHOSEN["random"]), {}),
+        Column(
+            "coloured shapes on texture", "flops", "shapes", shapes,
+            ("random", CHOSEN["shapes"]["random"]), stock,
+        ),
+        Column(
+            "digits on black", "report", "digits", digits,
+            ("random", CHOSEN["digits"]["random"]), stock,
+        ),
+    )  # fmt: skip
+
+
+LINES = (
+    SHARE, "adversarial", "adversarial at 0.75", "cooperative", "curriculum", "hard patches",
+    "best free masks", "seen 0.25, predicted 0.25, learned", "oracle",
+)  # fmt: skip
+
+
+def found(results: Path, column: Column) -> dict[str, tuple[Cell, Comparison]]:
+    """By line of the table: which cell it is, and its linear probe less random masks'."""
+    probe = by_cell(rows_of(results, column.experiment, "report", column.data), "probe")
+    lines = {
+        words: (one, compare(probe[one], probe[column.reference]))
+        for words, one in column.strategies.items()
+        if one in probe
+    }
+    probe = by_cell(rows_of(results, "half_random", "report", column.data), "probe")
+    for words, one in column.beside_stock.items():
+        if one in probe:
+            lines[words] = one, compare(probe[one], probe[STOCK])
+    return lines
+
+
+def summary(results: Path) -> list[str]:
+    """The table: a line per strategy, a column per data set."""
+    by_column = [found(results, column) for column in columns(results)]
+    lines = [
+        line("masks", *(column.words for column in columns(results))),
+        line(*["---"] * (1 + len(by_column))),
+    ]
+    for words in LINES:
+        texts = []
+        for cells in by_column:
+            if words not in cells:
+                texts.append("")
+                continue
+            (name, ratio), difference = cells[words]
+            text = f"{difference.mean:+.3f} ({interval(difference).strip('()')})"
+            text += f", ratio {ratio:g}, n = {len(difference.differences)}"
+            texts.append(f"{text} ({name})" if words == "best free masks" else text)
+        lines.append(line(words, *texts))
+    return lines
+
+
+def chart(results: Path, path: Path) -> None:
+    """The same as a picture, but for the oracle, which is far off on CIFAR-10."""
+    panels = {
+        column.words: {
+            words: difference
+            for words, (_, difference) in found(results, column).items()
+            if words != "oracle"
+        }
+        for column in columns(results)
+    }
+    forest(panels, [words for words in LINES if words != "oracle"], path)
