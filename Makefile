@@ -45,7 +45,7 @@ test-forks: env-forks
 test-fast: env
 	$(PYTHON_ENV) -m pytest -m "not slow"
 
-# Every law on 100 times as many drawn cases, and the original loop with all that it may be made of.
+# Every law on ten times as many drawn cases, and the original loop with all that it may be made of.
 test-thorough: env
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 -m "not slow" --timeout 7200
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 tests/estimators/test_original_loop.py
