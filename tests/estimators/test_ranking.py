@@ -58,3 +58,15 @@ def test_at_negative_strength_it_is_the_likelihood_of_the_reversed_order():
         gradients.append(gradient)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, -0.3])
+def test_the_order_goes_by_the_sign_of_the_strength_and_not_by_its_size(strength):
+    gradients = []
+    for value in (strength, 1.0 if strength >= 0 else -1.0):
+        logits = torch.tensor([[0.3, -0.2, 0.9, 0.1]], requires_grad=True)
+        patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 1, 1, 0]]))
+        learned = learn(patch_mask, logits, strength=value).learned
+        objective = Ranking().objective(torch.tensor([[1.0, 2.0, 3.0, 0.0]]), learned)
+        gradients.append(torch.autograd.grad(objective, logits)[0])
+    assert torch.equal(*gradients)

@@ -9,7 +9,11 @@ from scipy import stats
 
 from amn_masking import PatchMask
 from amn_masking.estimators import ScoreFunction
-from amn_masking.estimators.score_function import log_bernoulli, log_plackett_luce
+from amn_masking.estimators.score_function import (
+    log_bernoulli,
+    log_plackett_luce,
+    others_line,
+)
 from amn_masking.patches import image_means
 from amn_masking.thresholds import Mean, Quantile
 from benchmarks.enumeration import (
@@ -285,3 +289,12 @@ def test_a_baseline_is_never_of_the_image_s_own_reward(outlier):
         after = ScoreFunction().baseline(changed, learned)
         assert after[row].item() == pytest.approx(before[row].item(), abs=1e-6)
         assert outlier or not torch.allclose(after, before)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_the_baseline_does_not_depend_on_the_unit_of_the_pixels(scale):
+    """A variance of pixels in [0, 255] is 65,025 times that of pixels in [0, 1]."""
+    variance, rewards = torch.rand(8, 1) + 0.1, torch.rand(8, 1)
+    torch.testing.assert_close(
+        others_line(scale * variance, rewards), others_line(variance, rewards)
+    )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking
 from amn_masking.thresholds import Tracking
-from amn_masking.thresholds.tracking import upper_quantile
+from amn_masking.thresholds.tracking import own_offsets, upper_quantile
 from tests.conftest import ROOT
 from tests.helpers import draws
 from tests.helpers.selections import choose
@@ -310,3 +310,21 @@ def test_a_fresh_eval_masks_the_target_s_share_of_all_patches_where_some_have_no
     masks = masking(torch.randn(16, 3, 32, 32), valid=valid).mask
     assert masks.mean().item() == pytest.approx(0.4, abs=0.01)
     assert (masks[~valid] == 0).all()
+
+
+def test_a_schedule_that_leaves_the_range_is_refused_when_the_strategy_is_made():
+    for start, end in ((0.5, 0.97), (0.97, 0.5)):
+        ratio = dict(type="linear", start=start, end=end)
+        with pytest.raises(ValueError, match=r"mask_ratio=0\.97 must lie inside ratio_range"):
+            AdversarialMasking(ratio, 4, threshold=dict(type="tracking"))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.75, 0.99])
+def test_own_offsets_are_halfway_between_two_valid_patches_of_the_row(share):
+    """At least one patch above it and one below, so 2 valid ones; the share is of all patches."""
+    deviations = torch.randn(15, 16)
+    valid = torch.rand(15, 16).argsort(1) < torch.arange(2, 17)[:, None]
+    for row, offset in enumerate(own_offsets(deviations, share, valid)):
+        values = sorted(deviations[row][valid[row]].tolist(), reverse=True)
+        above = max(min(round(share * 16), len(values) - 1), 1)
+        assert offset.item() == pytest.approx((values[above - 1] + values[above]) / 2, abs=1e-6)
