@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,7 +39,7 @@ def test_options_shape_the_network():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_images_are_pooled_by_the_mean_of_squares(layout):
     images = torch.randn(2, 3, 12, 20, dtype=torch.float64).contiguous(memory_format=layout)
-    pooled = area_pool(images, 4)
+    pooled = area_pool(images, (4, 4))
     assert pooled.shape == (2, 3, 3, 5)
     for row in range(3):
         for column in range(5):
@@ -78,7 +80,7 @@ def test_a_patch_score_is_the_mean_of_its_part_of_the_score_map():
 @given(draws.grids, st.floats(-3, 3), st.floats(0.1, 10), st.floats(0.2, 5), draws.seeds)
 def test_standardised_logits_ignore_shift_and_scale(grid, shift, scale, temperature, seed):
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(2, grid[0] * grid[1], generator=generator, dtype=torch.float64)
+    z = torch.randn(2, math.prod(grid), generator=generator, dtype=torch.float64)
     one = standardise_logits(z, temperature)
     other = standardise_logits(z * scale + shift, temperature)
     assert torch.allclose(one, other, atol=1e-4)

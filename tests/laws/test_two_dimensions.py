@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from amn_masking import AdversarialMasking, MaskingNetwork, RandomMasking
 from amn_masking.estimators import ESTIMATORS
-from amn_masking.network import area_pool
+from amn_masking.network import pool_scores
 from amn_masking.noise import GOLDEN, tie_breaks
 from amn_masking.patches import patchify, pool_to_patches, spread_to_pixels, unpatchify
 from amn_masking.rewards import patch_variance
@@ -111,3 +111,79 @@ def test_masks_scores_and_gradients_are_those_of_before(name):
     assert digest == expected
     assert norms == pytest.approx(norms_before, rel=1e-5)
     assert loss == pytest.approx(loss_before, rel=1e-5)
+
+
+# --- bit for bit: what it was, written for two dimensions alone
+
+
+def plain_pool(images, factor):
+    batch, channels, height, width = images.shape
+    rows = images.reshape(batch, channels, height // factor, factor, width).mean(3)
+    return rows.unflatten(3, (width // factor, factor)).mean(4)
+
+
+def plain_patchify(images, side):
+    batch, channels, height, width = images.shape
+    h, w = height // side[0], width // side[1]
+    patches = images.reshape(batch, channels, h, side[0], w, side[1])
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, h * w, -1)
+
+
+def plain_scores(network, images):
+    hidden = plain_pool(images, network.downsample)
+    hidden = hidden.contiguous(memory_format=torch.channels_last)
+    for layer in network.convolutions:
+        if isinstance(layer, torch.nn.Conv2d):
+            hidden = F.conv2d(hidden, layer.weight, layer.bias, padding=1)
+        else:
+            hidden = hidden.relu()
+    score_map = hidden.sigmoid()
+    return score_map, F.avg_pool2d(score_map, (2, 2)).flatten(1)
+
+
+def test_the_network_and_its_gradient_are_those_of_two_dimensions_bit_for_bit():
+    network, images = MaskingNetwork(downsample=4, channels=8), images_before()
+    weight = torch.randn(4, 48, generator=generator(2))
+    found = network(images)
+    pooled = pool_scores(found, (6, 8))
+    score_map, scores = plain_scores(network, images)
+    assert torch.equal(found, score_map)
+    assert torch.equal(pooled, scores)
+    parameters = list(network.parameters())
+    for one, other in zip(
+        torch.autograd.grad((pooled * weight).sum(), parameters),
+        torch.autograd.grad((scores * weight).sum(), parameters),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_patches_pixels_and_ties_are_those_of_two_dimensions_bit_for_bit():
+    images, side, grid = images_before(), (8, 16), (6, 4)
+    patches = plain_patchify(images, side)
+    assert torch.equal(patchify(images, side), patches)
+    assert torch.equal(unpatchify(patches, side, grid), images)
+    pooled = F.avg_pool2d(images, side).mean(1).flatten(1)
+    assert torch.equal(pool_to_patches(images, grid), pooled)
+    spread = pooled.reshape(4, 1, 6, 4).repeat_interleave(8, 2).repeat_interleave(16, 3)
+    assert torch.equal(spread_to_pixels(pooled, grid, 48, 64), spread)
+    pixels = images.unflatten(2, (6, -1)).unflatten(4, (4, -1))
+    deviation = pixels - pixels.mean((3, 5), keepdim=True)
+    variance = deviation.square_().mean((1, 3, 5)).flatten(1)
+    assert torch.equal(patch_variance(images, grid), variance)
+    rows, columns = (
+        torch.arange(parts, dtype=torch.float64) * step
+        for parts, step in zip(grid, (math.sqrt(2), GOLDEN), strict=True)
+    )
+    ties = (rows[:, None] + columns).frac().flatten().float()
+    assert torch.equal(tie_breaks(pooled, grid), ties.expand(4, -1))
+
+
+def test_the_noise_is_that_of_two_dimensions_bit_for_bit():
+    strategy, images, field = ColorNoiseMasking(0.5, 8), images_before(), (12, 16)
+    rows, columns = torch.fft.fftfreq(12), torch.fft.rfftfreq(16)
+    square = rows[:, None].square() + columns[None, :].square()
+    narrow, wide = (torch.exp(-2 * (math.pi * width) ** 2 * square) for width in (0.75, 1.5))
+    white = torch.randn(4, *field, generator=generator(8))
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) * (narrow - wide), s=field)[:, :6, :8]
+    assert torch.equal(strategy.priorities(images, 1, generator(8)), noise.flatten(1))
