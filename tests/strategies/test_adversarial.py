@@ -35,6 +35,25 @@ def test_a_network_without_downsample_pools_the_image_by_half_a_patch(kind, patc
     assert learned.score_map.shape[2:] == (4 * height // downsample, 4 * width // downsample)
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "downsample", "scores"),
+    [
+        ((16,), 8, (8,)),
+        ((5,), 1, (20,)),
+        ((2, 16, 16), (1, 8, 8), (8, 8, 8)),
+        ((8, 8, 8), (4, 4, 4), (8, 8, 8)),
+        ((4, 16, 12), (2, 4, 4), (8, 16, 12)),
+    ],
+)
+@pytest.mark.parametrize("kind", [AdversarialMasking, HardPatchMasking])
+def test_patches_of_other_dimensions_pick_the_convolutions(kind, patch_size, downsample, scores):
+    masking = kind(patch_size=patch_size, network=dict(channels=2))
+    assert masking.network.dimensions == len(patch_size)
+    assert masking.network.downsample == downsample
+    learned = masking(torch.randn(2, 3, *[4 * side for side in patch_size])).learned
+    assert learned.score_map.shape[2:] == scores
+
+
 @pytest.mark.parametrize("kind", [AdversarialMasking, HardPatchMasking])
 def test_the_specification_s_network_is_asked_for(kind):
     for network in (dict(downsample=1), MaskingNetwork()):
