@@ -22,7 +22,8 @@ def tubes_of(patch_mask: PatchMask, slots: int) -> PatchMask:
     width)`` and the whole clip. Its scores are then the mean of a score map of the whole clip over
     each tube, so the masking network sees what moves; the mean over time of the clip itself, a
     cheaper input, blurs just that. ``valid`` and the variance of the reward are likewise those of
-    whole tubes. A mask of the places of one frame, such as a :class:`BlockMasking`'s, is taken too.
+    whole tubes. A mask of the places of one frame is taken too, such as one of
+    :class:`~amn_masking.strategies.BlockMasking`.
 
     Args:
         patch_mask: of grid (1, rows, columns) or (rows, columns).

@@ -134,7 +134,8 @@ class MaskedAutoencoderMixin(nn.Module):
 
     def mask_patch_size(self) -> tuple[int, ...] | None:
         """(height, width) in pixels of the model's patches, or as many numbers as its grid has
-        dimensions; None where it does not say.
+        dimensions; None where it does not say. For a model of clips that keeps the frames of a
+        patch elsewhere, override it.
         """
         size = getattr(self.patch_embed, "patch_size", None)
         return (size, size) if isinstance(size, int) else size
