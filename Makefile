@@ -1,7 +1,7 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo docs test test-fast test-forks test-thorough mutants breaks estimators methods adapters examples evidence-tables study-smoke lint recipes
+.PHONY: help env env-forks demo docs test test-fast test-forks test-floor test-thorough mutants breaks estimators methods adapters examples evidence-tables study-smoke lint typecheck package recipes
 
 EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev,docs
 PYTHON_ENV := .venv/bin/python
@@ -41,11 +41,18 @@ test-forks: env-forks
 	    and not (test_meters_hook and (gain or warn or remedy or disturbed)) and not (test_methods \
 	    and (counts_may_differ or no_path or stock_method or combined_loss or gate or pixels))"
 
+# The core on the oldest torch that it declares, without OpenMMLab. That torch is for Python 3.10 and
+# 3.11: PYTHON=python3.11 make test-floor. What that torch lacks is skipped.
+CORE := tests/test_*.py tests/estimators tests/laws tests/strategies tests/thresholds tests/tools
+test-floor:
+	@PIP_CONSTRAINT=.ci/floor.txt bash .ci/env.sh .venv-floor test
+	.venv-floor/bin/python -m pytest -n 2 -m "not slow" $(CORE)
+
 # Without the tests that start processes or train.
 test-fast: env
 	$(PYTHON_ENV) -m pytest -m "not slow"
 
-# Every law on 100 times as many drawn cases, and the original loop with all that it may be made of.
+# Every law on ten times as many drawn cases, and the original loop with all that it may be made of.
 test-thorough: env
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 -m "not slow" --timeout 7200
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 tests/estimators/test_original_loop.py
@@ -94,6 +101,17 @@ examples: data/photos
 
 data/photos: | env
 	$(PYTHON_ENV) demo/photos.py data/photos
+
+# README's script, the tutorial and tests/test_typing.py as an editor sees them.
+typecheck: env
+	$(PYTHON_ENV) -m pip install --quiet --disable-pip-version-check "pyright[nodejs]"
+	$(PYTHON_ENV) -m tests.docs.typecheck
+
+# Before a release: the sdist and the wheel in dist, checked, and tried in an empty environment.
+package: env
+	$(PYTHON_ENV) -m pytest tests/test_package.py
+	$(PYTHON_ENV) -m build --no-isolation
+	$(PYTHON_ENV) -m twine check --strict dist/*
 
 lint: env
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

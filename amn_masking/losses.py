@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,12 @@ class CombinedAdversarialLoss(nn.Module):
         """
         terms = self.terms(pred, target, mask)
         return terms.reconstruction + self.lambda_adv * (terms.adversarial + terms.objective)
+
+    if TYPE_CHECKING:  # an editor then knows what the loss is
+
+        def __call__(
+            self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None
+        ) -> Tensor: ...
 
     def terms(
         self, pred: Tensor, target: Tensor, mask: Tensor | PatchMask | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,10 @@ class MaskingNetwork(nn.Module):
         if self.dimensions == 3 and images.shape[2] == self.in_channels:
             return "these have the frames before the channels: give images.transpose(1, 2)"
         return "set network=dict(in_channels=...) to the images' channels"
+
+    if TYPE_CHECKING:  # an editor then knows what a score map is
+
+        def __call__(self, images: Tensor) -> Tensor: ...
 
     def extra_repr(self) -> str:
         return settings(self)

@@ -20,9 +20,13 @@ COMMON = dict(
 )
 settings.register_profile("dev", max_examples=50, **COMMON)
 settings.register_profile("ci", max_examples=25, derandomize=True, **COMMON)
-settings.register_profile("thorough", max_examples=5000, **COMMON)
+settings.register_profile("thorough", max_examples=500, **COMMON)
 settings.register_profile("mutants", max_examples=15, derandomize=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+# What make test leaves to make test-thorough: that a costly test can fail, and further seeds.
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+thorough_only = pytest.mark.skipif(not THOROUGH, reason="make test-thorough runs it")
 
 # The models here are tiny, two workers share two cores, and a pool of threads does not survive the
 # forks of make mutants. Processes that tests start get the same.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
 from amn_masking.adapters.decoded import LEFT_OUT, WAY_OUT, decoded_only
+from amn_masking.adapters.noise_seam import noise_answered, ratio_of
 from amn_masking.adapters.own_loss import check_followed
 from amn_masking.adapters.padding import hidden_padding
 from amn_masking.mask import PatchMask
@@ -46,8 +48,12 @@ class MaskedAutoencoderMixin(nn.Module):
     there is not looked at. A caller may also give a PatchMask, which then counts, whatever
     ``masking`` is; patches that are not valid in it are shown to the encoder as 0.
 
+    In the first step the mask that the model returns is compared with the strategy's: a model that
+    masks elsewhere, by a method of its own, would train in silence with another mask.
+
     Attributes:
         masking: a :class:`MaskingStrategy`, or None.
+        mask_checked: whether the model was seen to use the strategy's mask.
         error_checked: whether :meth:`patch_error` was seen to be what the model minimises.
     """
 
@@ -58,7 +64,7 @@ class MaskedAutoencoderMixin(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_module("masking", None)
-        self.error_checked = False
+        self.mask_checked = self.error_checked = False
 
     def forward(self, imgs: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward pass, under the strategy's mask.
@@ -73,23 +79,20 @@ class MaskedAutoencoderMixin(nn.Module):
             ValueError: the strategy's patches are not the model's, the images or a given mask do
                 not have its grid, the counts differ and the encoder cannot hide padding, patches
                 are left out and the decoder has other names, the strategy's loss says what the
-                model's would not follow, or the model's loss is not what :meth:`patch_error`
-                measures.
+                model's would not follow, the model used another mask than the strategy's, or its
+                loss is not what :meth:`patch_error` measures.
             TypeError: ``masking`` is not a strategy, or the model has another interface.
         """
         stock: Any = super().forward
-        call = inspect.signature(stock).bind(imgs, *args, **kwargs)
-        given = call.arguments.get("mask_ratio")
+        given = (
+            kwargs.pop("mask_ratio") if isinstance(kwargs.get("mask_ratio"), PatchMask) else None
+        )
+        call = inspect.signature(stock).bind_partial(imgs, *args, **kwargs)
+        given = given or call.arguments.get("mask_ratio")
         if self.masking is None and not isinstance(given, PatchMask):
             return stock(imgs, *args, **kwargs)
-        if "mask_ratio" not in call.signature.parameters:
-            raise TypeError(
-                f"a mask travels as mask_ratio, but {type(self).__name__}'s own forward"
-                f"{call.signature} has no such argument; override forward and hand it down to "
-                "random_masking"
-            )
         patch_mask = given if isinstance(given, PatchMask) else self.make_mask(imgs)
-        call.arguments["mask_ratio"] = patch_mask
+        self.hand_down(call, patch_mask)
         name, size, grid = type(self).__name__, self.mask_patch_size(), None
         if size is not None:
             if getattr(self.patch_embed, "strict_img_size", False):
@@ -97,8 +100,9 @@ class MaskedAutoencoderMixin(nn.Module):
             patch_mask.check_grid(imgs, size, name, grid)
         imgs = patch_mask.fill_invalid(imgs)
         call.arguments[next(iter(call.arguments))] = imgs
-        with hidden_padding(self, patch_mask.padding), self.decoding(patch_mask):
+        with self.injected(patch_mask):
             outputs = stock(*call.args, **call.kwargs)
+        self.check_mask(outputs, patch_mask)
         if self.masking is None:
             return outputs
         if not isinstance(outputs, tuple) or len(outputs) < 2:
@@ -140,6 +144,63 @@ class MaskedAutoencoderMixin(nn.Module):
         size = getattr(self.patch_embed, "patch_size", None)
         return (size, size) if isinstance(size, int) else size
 
+    def hand_down(self, call: inspect.BoundArguments, patch_mask: PatchMask) -> None:
+        """Put the mask where the model's own forward pass takes it down to its masking.
+
+        Raises:
+            TypeError: there is no such place.
+        """
+        if "mask_ratio" not in call.signature.parameters:
+            raise TypeError(
+                f"a mask travels as mask_ratio, but {type(self).__name__}'s own forward"
+                f"{call.signature} has no such argument; override forward and hand it down to "
+                "random_masking, or use NoiseSeamMixin"
+            )
+        call.arguments["mask_ratio"] = patch_mask
+
+    @contextmanager
+    def injected(self, patch_mask: PatchMask) -> Iterator[None]:
+        """Context in which the model's own forward pass runs under the mask."""
+        with hidden_padding(self, patch_mask.padding), self.decoding(patch_mask):
+            yield
+
+    def used_mask(self, outputs: Sequence[Any]) -> Any:
+        """The mask that the model used, ``(B, L)``, 1 = masked: the third that ``forward`` returns.
+
+        Override it where it is elsewhere.
+        """
+        return outputs[2] if len(outputs) > 2 else None
+
+    def check_mask(self, outputs: Any, patch_mask: PatchMask) -> None:
+        """Once: the mask that the model used is the one that it was given.
+
+        Reads one number back to the host, in the first step only.
+
+        Raises:
+            ValueError: it is another, or none was returned.
+        """
+        if self.mask_checked or not isinstance(outputs, tuple):
+            return
+        used, name = self.used_mask(outputs), type(self).__name__
+        asked = patch_mask.predicted
+        if not isinstance(used, Tensor) or used.shape != asked.shape:
+            shape = tuple(used.shape) if isinstance(used, Tensor) else type(used).__name__
+            raise ValueError(
+                f"expected {name}'s own forward to return the mask that it used third, (B, L) = "
+                f"{tuple(asked.shape)}, got {shape}: whether it used the strategy's cannot be "
+                "seen. Override used_mask(outputs) to return it"
+            )
+        other = int((used.reshape(asked.shape) != asked).sum())
+        if other:
+            raise ValueError(
+                f"{name} masked other patches than the strategy: {other} of the batch's "
+                f"{asked.numel()} differ ({float(used.float().mean()):.3f} masked, asked for "
+                f"{float(asked.mean()):.3f}), so the masking network would be rewarded for patches "
+                "that were visible. Its forward pass does not mask by random_masking(x, "
+                "mask_ratio): override the method that it calls in its place, or use NoiseSeamMixin"
+            )
+        self.mask_checked = True
+
     def decoding(self, patch_mask: PatchMask) -> AbstractContextManager[None]:
         """Context in which the model's decoder runs without the patches that are left out."""
         if patch_mask.num_left_out == 0:
@@ -156,19 +217,20 @@ class MaskedAutoencoderMixin(nn.Module):
             )
         return decoded_only(first, prediction, patch_mask)
 
-    def random_masking(self, x: Tensor, mask_ratio: float | PatchMask) -> Any:
+    def random_masking(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Visible tokens, mask and ids_restore, by a PatchMask where ``mask_ratio`` is one.
 
         The mask is the one that the model's loss counts, 1 = predicted.
 
         Args:
             x: ``(B, L, D)`` tokens without class token.
-            mask_ratio: a mask, or a ratio for the model's own masking.
+            args, kwargs: ``mask_ratio``, a mask; or what the model's own masking takes.
         """
+        mask_ratio = kwargs.get("mask_ratio", args[0] if args else None)
         if isinstance(mask_ratio, PatchMask):
             return mask_ratio.gather_visible(x), mask_ratio.predicted, mask_ratio.ids_restore
         parent: Any = super()
-        return parent.random_masking(x, mask_ratio)
+        return parent.random_masking(x, *args, **kwargs)
 
     def patch_error(self, imgs: Tensor, pred: Tensor) -> Tensor:
         """``(B, L)`` error of each patch as the model's loss measures it: squared, its mean.
@@ -215,3 +277,31 @@ class MaskedAutoencoderMixin(nn.Module):
                 "patch_error(imgs, pred) to give that error of each patch, (B, L)"
             )
         self.error_checked = True
+
+
+class NoiseSeamMixin(MaskedAutoencoderMixin):
+    """The same for a class that masks by sorting uniform noise, in whatever method and with
+    whatever results: its own code makes the strategy's mask, because its ``torch.rand`` of shape
+    ``(B, L)`` is answered with the mask's order (:func:`noise_answered`).
+
+    For forks whose ``random_masking`` has other arguments or results than the reference's, or
+    another name. ``forward`` need not take ``mask_ratio`` if the ratio of the model is the
+    strategy's. Counts that differ between images and a ``prediction_ratio`` are refused: the
+    model's own masking knows neither.
+    """
+
+    def hand_down(self, call: inspect.BoundArguments, patch_mask: PatchMask) -> None:
+        if patch_mask.padding is not None or patch_mask.num_left_out:
+            what = "left-out patches" if patch_mask.num_left_out else "counts that differ"
+            raise ValueError(
+                f"the strategy gives masks with {what}, which {type(self).__name__}'s own masking "
+                "by noise cannot make; use MaskedAutoencoderMixin, threshold=dict(type='quantile') "
+                "and no prediction_ratio"
+            )
+        if "mask_ratio" in call.signature.parameters:
+            call.arguments["mask_ratio"] = ratio_of(patch_mask)
+
+    @contextmanager
+    def injected(self, patch_mask: PatchMask) -> Iterator[None]:
+        with noise_answered(patch_mask, type(self).__name__):
+            yield

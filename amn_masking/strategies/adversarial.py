@@ -112,9 +112,9 @@ class AdversarialMasking(MaskingStrategy):
     """
 
     unsaid: tuple[object, ...] | None  # settings of a loss that the user said nothing about
-    strength = Scheduled(-1.0, 1.0)
-    random_share = Scheduled(0.0, 1.0)
-    temperature = Scheduled(0.0, math.inf, inside=True)
+    strength: Scheduled = Scheduled(-1.0, 1.0)
+    random_share: Scheduled = Scheduled(0.0, 1.0)
+    temperature: Scheduled = Scheduled(0.0, math.inf, inside=True)
     standardise, reward, entropy_weight, gate = Fixed(), Fixed(), Fixed(), Fixed()
 
     def __init__(

@@ -50,8 +50,8 @@ class RatioMixin:
     free_counts: bool = False
     training: bool
     schedules: dict[str, Schedule]
-    mask_ratio = MaskRatio(0.0, 1.0, inside=True)
-    prediction_ratio = PredictionRatio(0.0, 1.0, inside=True)
+    mask_ratio: MaskRatio = MaskRatio(0.0, 1.0, inside=True)
+    prediction_ratio: PredictionRatio = PredictionRatio(0.0, 1.0, inside=True)
 
     def set_ratios(self, mask_ratio: Ratio | None, prediction_ratio: Ratio | None) -> None:
         """Set those that are given, and refuse a prediction of more than is masked."""

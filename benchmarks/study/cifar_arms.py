@@ -43,6 +43,7 @@ def arms(recipe: PhotoRecipe, ratio: float) -> dict[str, Setting]:
         "adversarial": adversarial,
         "adversarial, random share 0.5": {**adversarial, "random_share": 0.5},
         "adversarial, random share 0.75": {**adversarial, "random_share": 0.75},
+        "adversarial, random share 0.9": {**adversarial, "random_share": 0.9},
         "adversarial, random share 1 to 0.5": {
             **adversarial, "random_share": dict(type="linear", start=1.0, end=0.5),
         },
@@ -111,6 +112,7 @@ GIVEN: dict[str, tuple[float, ...]] = {
     "adversarial": RATIOS,
     "adversarial, random share 0.5": (0.75,),
     "adversarial, random share 0.75": (0.75,),
+    "adversarial, random share 0.9": (0.75,),
     "adversarial, random share 1 to 0.5": (0.75,),
     "curriculum": (0.75,),
     "cooperative": (0.75,),

@@ -350,9 +350,9 @@ def estimator() -> list[Setting]:
 
 def half_random() -> list[Setting]:
     """Random masks at 0.75, and learned ones of that ratio of which a share is drawn at random: the
-    schedule that loses least on photographs, and a constant with its mean, which needs no progress.
+    schedule that loses least on photographs, and constants, which need no progress.
     """
-    shares = {"1 to 0.5": dict(type="linear", start=1.0, end=0.5), "0.75": 0.75}
+    shares = {"1 to 0.5": dict(type="linear", start=1.0, end=0.5), "0.75": 0.75, "0.9": 0.9}
     settings = []
     for data in USABLE:
         settings.append(random_masks(RECIPES[data], 0.75))

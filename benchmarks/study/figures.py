@@ -42,7 +42,7 @@ def probe_against_ratio(
         )
         for ratio, numbers in points:
             axes.scatter([ratio] * len(numbers), numbers, s=8, color=curve.get_color())
-    axes.set(xlabel="mask ratio", ylabel="linear probe, accuracy")
+    axes.set(xlabel="share of patches masked and predicted", ylabel="linear probe, accuracy")
     if len(axes.lines) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)

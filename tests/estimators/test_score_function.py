@@ -19,6 +19,7 @@ from benchmarks.enumeration import (
     plackett_luce_gradient,
     sampled_gradients,
 )
+from tests.conftest import thorough_only
 from tests.helpers.selections import choose, learn, selected
 
 BATCH = 2  # where a baseline that holds the image's own reward would do most harm
@@ -70,6 +71,7 @@ def test_fixed_counts_are_unbiased(seed):
     assert hotelling(samples[:, :-1], exact[:-1]) > 0.001
 
 
+@thorough_only
 def test_that_test_can_fail():
     reward = QuadraticReward(8, 0)
     samples = batches(OwnReward(), Quantile(), 0.5, reward, 5000)
@@ -92,6 +94,7 @@ class FrozenThreshold(ScoreFunction):
         return super().surrogate(logits, priorities, selection)
 
 
+@thorough_only
 @pytest.mark.parametrize("estimator", [OwnReward(), FrozenThreshold()])
 def test_that_test_can_fail_too(estimator):
     reward = QuadraticReward(12, 0)
@@ -223,6 +226,7 @@ class OwnCopies(ScoreFunction):
         return rewards.mean(1).repeat_interleave(2)[:, None]
 
 
+@thorough_only
 def test_that_test_can_fail_as_well():
     samples, exact = of_two_images(OwnCopies())
     assert hotelling(samples[:, :-1], exact[:-1]) < 1e-6

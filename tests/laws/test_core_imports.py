@@ -24,6 +24,7 @@ def test_the_core_imports_no_framework():
 
 
 def test_that_test_can_fail():
+    pytest.importorskip("mmengine", reason="needs the extra 'mmpretrain' or 'onedl'")
     assert frameworks_after("import amn_masking, mmengine") >= {"mmengine"}
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
+
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

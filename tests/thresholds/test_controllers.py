@@ -13,12 +13,13 @@ from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 from amn_masking.thresholds import Difficulty, Tracking
 from tests.conftest import ROOT
 from tests.helpers.pictures import images_of
+from tests.helpers.precision import HALF
 
 TRACKING = dict(type="tracking", ratio_range=(0.02, 0.98))
 
 
 @pytest.mark.parametrize("kind", ["tracking", "difficulty"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, torch.float64])
 def test_controllers_stay_in_float32_and_keep_their_numbers(kind, dtype):
     masking = AdversarialMasking(0.75, 4, threshold=dict(type=kind), random_share=0.25)
     threshold = masking.threshold
@@ -34,7 +35,7 @@ def test_controllers_stay_in_float32_and_keep_their_numbers(kind, dtype):
     assert all(buffer.dtype == torch.float32 for buffer in threshold.buffers())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, HALF])
 def test_tracking_holds_its_ratio_in_every_type(dtype):
     """bfloat16 cannot tell 0.736 from 0.75 in steps of a controller."""
     torch.manual_seed(0)

@@ -9,6 +9,9 @@ import torch
 
 from amn_masking.tools.checkpoints import backbone_weights, read_checkpoint
 
+READS = hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint")
+reads = pytest.mark.skipif(not READS, reason="torch before 2.6 cannot read a checkpoint safely")
+
 
 class Evil:
     def __init__(self, function, argument):
@@ -18,6 +21,7 @@ class Evil:
         return self.reduced
 
 
+@reads
 @pytest.mark.parametrize("function", [eval, subprocess.check_output], ids=["eval", "subprocess"])
 def test_code_in_a_checkpoint_is_not_run(tmp_path, function):
     marker = tmp_path / "marker"
@@ -31,6 +35,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, function):
     assert not marker.exists()
 
 
+@reads
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 @pytest.mark.parametrize("length", [2000, 200000])
 def test_a_truncated_checkpoint_is_refused(tmp_path, share, length):
@@ -42,6 +47,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, share, length):
         read_checkpoint(checkpoint)
 
 
+@reads
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -65,3 +71,12 @@ def test_only_the_encoder_s_weights_are_taken(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"epoch_9\.pth does not exist"):
         read_checkpoint(tmp_path / "epoch_9.pth")
+
+
+@pytest.mark.skipif(READS, reason="torch 2.6 reads checkpoints safely")
+def test_an_older_torch_is_refused_before_anything_is_read(tmp_path):
+    marker = tmp_path / "marker"
+    torch.save(Evil(eval, f"open({str(marker)!r}, 'w')"), tmp_path / "epoch_1.pth")
+    with pytest.raises(RuntimeError, match=r"needs torch 2\.6 or newer, got 2\..*a newer torch"):
+        read_checkpoint(tmp_path / "epoch_1.pth")
+    assert not marker.exists()

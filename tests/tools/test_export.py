@@ -159,6 +159,7 @@ def test_mff_leaves_its_projections_behind(tmp_path):
 
 def test_averaged_weights_are_taken_where_the_run_had_an_ema_hook(photos_config, tmp_path):
     hook = dict(type="EMAHook", momentum=0.5)
+    photos_config.model.masking.update(mask_ratio=0.5, prediction_ratio=0.25)  # some left out
     runner = train(photos_config, custom_hooks=[hook])
     (averages,) = (hook for hook in runner.hooks if type(hook).__name__ == "EMAHook")
     averaged, raw = averages.ema_model.module.backbone, runner.model.backbone

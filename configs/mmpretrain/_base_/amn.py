@@ -4,8 +4,8 @@
 # may not both say `model`. To change a setting from the command line, name the place where it
 # counts, such as model.masking.network.downsample.
 
-# Each config adds its own mask ratio, which belongs together with the strength: docs/choosing.md. On
-# photographs no learned masks have beaten random ones so far: docs/evidence.md.
+# Each config adds its own mask ratio, which belongs together with the strength: docs/choosing.md.
+# On photographs no learned masks have beaten random ones so far: docs/evidence.md.
 base_masking = dict(
     type="AdversarialMasking",
     # About as hard masks as at 1, for next to nothing: docs/price.md.

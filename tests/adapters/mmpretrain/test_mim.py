@@ -125,7 +125,9 @@ def test_form_3_on_the_stock_config_by_its_name(tmp_path, photos):
 
 
 def test_vit_b_config_trains_at_full_size(tmp_path, photos):
-    """ViT-B/16 at 224, decoder and all: batch 4, real image files, on the CPU."""
+    """ViT-B/16 at 224, decoder and all: batch 4, real image files, on the CPU. A quarter of the
+    patches is seen and a quarter predicted: the decoder runs on 1 + 49 + 49 tokens.
+    """
     options = ON_CPU | data_options(photos)
     options |= {
         "train_dataloader.batch_size": 4,
@@ -137,9 +139,14 @@ def test_vit_b_config_trains_at_full_size(tmp_path, photos):
         "default_hooks.checkpoint.by_epoch": False,
         "default_hooks.checkpoint.save_optimizer": False,
         "custom_hooks.0.num_images": 2,
+        "custom_hooks.1.type": "tests.helpers.decoder_tokens.DecoderTokensHook",
+        "model.masking.mask_ratio": 0.75,
+        "model.masking.prediction_ratio": 0.25,
     }
     output = mim_train("configs/mmpretrain/mae_amn_vit-b.py", tmp_path, options)
     assert re.search(r"Epoch\(train\) +\[1\]\[3/3\]", output)
+    assert re.findall("decoder tokens: (.*)", output) == ["[99, 99, 99]"]
+    assert all(row["prediction_ratio"] == 0.25 for row in scalars(tmp_path))
     first, last = weights(tmp_path / "iter_1.pth"), weights(tmp_path / "iter_3.pth")
     network = [name for name in first if name.startswith("masking.network")]
     assert len(network) == 6

@@ -8,7 +8,6 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest

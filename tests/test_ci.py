@@ -1,0 +1,37 @@
+"""The workflow of a public host: make knows what it asks for, and it covers what is declared."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+(JOB,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+MATRIX = JOB["strategy"]["matrix"]
+COMMAND = JOB["steps"][-1]["run"]
+TARGETS = {*MATRIX["target"], *(more["target"] for more in MATRIX["include"])}
+
+
+@pytest.mark.parametrize("targets", sorted(TARGETS))
+def test_make_knows_each_target(targets):
+    assert COMMAND == "make ${{ matrix.target }}"
+    dry = ["make", "--dry-run", *targets.split()]
+    done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" not in done.stdout  # what make says of a phony name without a rule
+
+
+def test_what_the_local_run_holds_is_held_there():
+    (local,) = re.findall(r"^for target in (.*); do$", (ROOT / ".ci/run").read_text(), re.M)
+    assert set(local.split()) <= set(MATRIX["target"])
+
+
+def test_the_oldest_python_and_torch_are_those_of_the_package():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'requires-python = ">={MATRIX["python"][0]}"' in project
+    (torch,) = re.findall(r'^dependencies = \["torch>=([\d.]+)"\]$', project, re.M)
+    assert f"\ntorch=={torch}." in (ROOT / ".ci/floor.txt").read_text()
