@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from amn_masking.patches import grid_size
+from amn_masking.patches import grid_size, times
 
 try:
     from torch.compiler import is_compiling
@@ -60,24 +61,24 @@ def check_tokens(patch_mask: PatchMask, tokens: Tensor, count: int, symbol: str)
     if tokens.dim() == 3 and tokens.shape[1] > count:
         extra = tokens.shape[1] - count
         hint = f"take prefix tokens (class token, registers) off first, tokens[:, {extra}:]"
-    h, w = patch_mask.grid
     raise ValueError(
         f"expected tokens of shape (B, {symbol}, D) = ({len(patch_mask.mask)}, {count}, D) for a "
-        f"{h} x {w} grid with {patch_mask.num_visible} visible, got {tuple(tokens.shape)}; {hint}"
+        f"{times(patch_mask.grid)} grid with {patch_mask.num_visible} visible, got "
+        f"{tuple(tokens.shape)}; {hint}"
     )
 
 
 def check_grid_of(
     patch_mask: PatchMask,
     images: Tensor,
-    patch_size: tuple[int, int],
+    patch_size: Sequence[int],
     host: str,
-    own_grid: tuple[int, int] | None = None,
+    own_grid: Sequence[int] | None = None,
 ) -> None:
     """Refuse images whose patches are not the ones of the mask, or not the host's.
 
     Args:
-        images: ``(B, C, H, W)``.
+        images: ``(B, C, H, W)``, or of one or three dimensions.
         patch_size: (height, width) in pixels of the host's patches.
         host: who is to use the mask, for the message.
         own_grid: (rows, columns) that the host is built for; None where it takes any.
@@ -85,20 +86,21 @@ def check_grid_of(
     Raises:
         ValueError: another batch size or grid; a transposed grid too.
     """
-    batch, _, height, width = images.shape
-    h, w = grid_size(height, width, patch_size)
-    if own_grid is not None and (h, w) != tuple(own_grid):
-        rows, columns = own_grid
+    batch, _, *size = images.shape
+    patch_size = tuple(patch_size)
+    grid = grid_size(size, patch_size)
+    if own_grid is not None and grid != tuple(own_grid):
+        fitting = [parts * side for parts, side in zip(own_grid, patch_size, strict=False)]
         raise ValueError(
-            f"images of {height} x {width} pixels have {h} x {w} patches of {patch_size} "
-            f"pixels, but {host} is built for {rows} x {columns}; resize them to "
-            f"{rows * patch_size[0]} x {columns * patch_size[1]}, or build it for theirs"
+            f"images of {times(size)} pixels have {times(grid)} patches of {patch_size} "
+            f"pixels, but {host} is built for {times(own_grid)}; resize them to "
+            f"{times(fitting)}, or build it for theirs"
         )
-    expected = (batch, h, w)
+    expected = (batch, *grid)
     got = (patch_mask.mask.shape[0], *patch_mask.grid)
     if got != expected:
         raise ValueError(
-            f"{host} expected a mask of (B, rows, columns) = {expected} for images of "
+            f"{host} expected a mask of (B, *grid) = {expected} for images of "
             f"{tuple(images.shape)} and patches of {patch_size} pixels, got {got}; make it "
             f"from the same images with a strategy of patch_size={patch_size}"
         )

@@ -45,6 +45,8 @@ class LearnedMask:
         on_objective: is told of a training step's error and this, before the first objective is
             made, and of no other: a loss that is evaluated twice is one step. Not under
             ``torch.no_grad()``.
+        one_slot: of a mask that is repeated in every time slot (:meth:`PatchMask.tubes`), the mask
+            of one; the mean over the slots of each patch's error is what rewards it.
         loss: the strategy's own weights of the adversarial terms, where its user set them; no other
             loss may then add these terms.
 
@@ -75,6 +77,7 @@ class LearnedMask:
     trainable: bool = True
     on_objective: Callable[[Tensor, LearnedMask], None] | None = None
     loss: object | None = None
+    one_slot: LearnedMask | None = None
 
     @property
     def relative_scores(self) -> Tensor:
@@ -99,6 +102,9 @@ class LearnedMask:
         Raises:
             ValueError: the mask carries no gradient, although the error is about to be minimised.
         """
+        if self.one_slot is not None:
+            slots = error.to(self.surrogate.dtype).unflatten(1, (-1, self.one_slot.logits.shape[1]))
+            return self.one_slot.objective(slots.mean(1))
         if error.requires_grad and self.trainable and not self.logits.requires_grad:
             raise ValueError(
                 "this mask was made under torch.no_grad(), so the masking network would learn "
@@ -121,11 +127,13 @@ class LearnedMask:
 
         What is of the image and not of its mask, the reward's scale and the variance, stays.
         """
-        return self._changed(lambda value: value[images], self.chosen.take(images))
+        one_slot = None if self.one_slot is None else self.one_slot.take(images)
+        return self._changed(lambda value: value[images], self.chosen.take(images), one_slot)
 
     def to(self, device: torch.device | str) -> LearnedMask:
         """The same on another device."""
-        moved = self._changed(lambda value: value.to(device), self.chosen.to(device))
+        one_slot = None if self.one_slot is None else self.one_slot.to(device)
+        moved = self._changed(lambda value: value.to(device), self.chosen.to(device), one_slot)
         scale, variance = self.reward_scale, self.variance
         return replace(
             moved,
@@ -144,9 +152,15 @@ class LearnedMask:
             regulariser=regulariser,
             on_objective=None,
             loss=None,
+            one_slot=None if self.one_slot is None else self.one_slot.detach(),
         )
 
-    def _changed(self, change: Callable[[Tensor], Tensor], chosen: PatchMask) -> LearnedMask:
+    def _changed(
+        self,
+        change: Callable[[Tensor], Tensor],
+        chosen: PatchMask,
+        one_slot: LearnedMask | None,
+    ) -> LearnedMask:
         chances, drawn, regulariser = self.chances, self.drawn_at_random, self.regulariser
         return replace(
             self,
@@ -159,4 +173,5 @@ class LearnedMask:
             chances=None if chances is None else change(chances),
             drawn_at_random=None if drawn is None else change(drawn),
             regulariser=None if regulariser is None else change(regulariser),
+            one_slot=one_slot,
         )

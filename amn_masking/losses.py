@@ -91,7 +91,8 @@ class CombinedAdversarialLoss(nn.Module):
         """The combined loss.
 
         Args:
-            pred: ``(B, L, D)`` patches, or ``(B, C, H, W)`` images.
+            pred: ``(B, L, D)`` patches, or ``(B, C, H, W)`` images, or ``(B, C, D, H, W)`` clips.
+                Signals are given as patches.
             target: of the same shape.
             mask: a :class:`PatchMask`; or a tensor, 1 = masked, that broadcasts to the error
                 (``(B, L)``, or ``(B, 1, H, W)`` for images); or None for all patches. Without a
@@ -126,8 +127,8 @@ class CombinedAdversarialLoss(nn.Module):
             return LossTerms(reconstruction, adversarial, torch.zeros_like(adversarial))
         hard = mask.predicted
         counts = mask.counted if everywhere else hard
-        if in_pixels := isinstance(pred, Tensor) and pred.dim() == 4:
-            hard = spread_to_pixels(hard, mask.grid, *pred.shape[-2:])
+        if in_pixels := isinstance(pred, Tensor) and pred.dim() > 3:
+            hard = spread_to_pixels(hard, mask.grid, *pred.shape[2:])
             counts = (
                 None if counts is None else spread_to_pixels(counts, mask.grid, *hard.shape[2:])
             )
@@ -181,7 +182,7 @@ class CombinedAdversarialLoss(nn.Module):
         return adversarial, learned.objective(error)
 
     def error(self, pred: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
-        """Un-reduced error: ``(B, L)`` for patches (mean over D), ``(B, C, H, W)`` for images.
+        """Un-reduced error: ``(B, L)`` for patches (mean over D), of images' shape for images.
 
         Args:
             pred, target: as for :meth:`forward`.
@@ -190,14 +191,14 @@ class CombinedAdversarialLoss(nn.Module):
 
         Raises:
             TypeError: not tensors.
-            ValueError: different shapes, or neither 3-D nor 4-D, or a mask that does not fit them.
+            ValueError: different shapes, or not of 3 to 5 axes, or a mask that does not fit them.
         """
         check_tensor(pred, "pred")
         check_tensor(target, "target")
-        if pred.shape != target.shape or pred.dim() not in (3, 4):
+        if pred.shape != target.shape or pred.dim() not in (3, 4, 5):
             raise ValueError(
-                "expected pred and target of one shape, (B, L, D) or (B, C, H, W), got "
-                f"{tuple(pred.shape)} and {tuple(target.shape)}"
+                "expected pred and target of one shape, (B, L, D) or (B, C, H, W) or "
+                f"(B, C, D, H, W), got {tuple(pred.shape)} and {tuple(target.shape)}"
             )
         if counts is not None:
             counts = counts[..., None] if pred.dim() == 3 else counts

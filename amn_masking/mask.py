@@ -13,7 +13,16 @@ from torch.nn import functional as F
 
 from amn_masking.checks import check_grid_of, check_tensor, check_tokens
 from amn_masking.counts import longest_row
-from amn_masking.patches import fill_invalid, grid_size, pool_to_patches, spread_to_pixels
+from amn_masking.patches import (
+    SHAPES,
+    fill_invalid,
+    grid_size,
+    patch_sides,
+    pool_to_patches,
+    spread_to_pixels,
+    times,
+)
+from amn_masking.tubes import tubes_of
 
 if TYPE_CHECKING:
     from amn_masking.learned import LearnedMask
@@ -34,7 +43,8 @@ class PatchMask:
         ids_shuffle: ``(B, L)`` int64, a permutation of the patches; the visible ones come first.
         ids_restore: ``(B, L)`` int64, its inverse.
         num_visible: visible tokens per row, N. With unequal counts, the longest row's.
-        grid: (rows, columns) of patches, ``rows * columns == L``.
+        grid: (rows, columns) of patches, ``rows * columns == L``; of a signal (patches,), of a clip
+            or volume (slots, rows, columns). Patches are in row-major order.
         visible_counts: ``(B,)`` int64 visible tokens of each image where they differ, else None.
         valid: ``(B, L)`` bool, False at patches without data, which are never masked; None if
             every patch is valid.
@@ -58,7 +68,7 @@ class PatchMask:
     ids_shuffle: Tensor
     ids_restore: Tensor
     num_visible: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     visible_counts: Tensor | None = None
     valid: Tensor | None = None
     learned: LearnedMask | None = None
@@ -69,7 +79,7 @@ class PatchMask:
         cls,
         ids_shuffle: Tensor,
         num_visible: int,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
         num_predicted: int | None = None,
@@ -90,7 +100,7 @@ class PatchMask:
         cls,
         hidden: Tensor,
         num_visible: int,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         visible_counts: Tensor | None = None,
         valid: Tensor | None = None,
         predicted: Tensor | None = None,
@@ -116,12 +126,14 @@ class PatchMask:
         )  # fmt: skip
 
     @classmethod
-    def from_mask(cls, mask: Tensor, grid: tuple[int, int] | None = None) -> PatchMask:
+    def from_mask(cls, mask: Tensor, grid: tuple[int, ...] | None = None) -> PatchMask:
         """Wrap a mask made elsewhere.
 
         Args:
-            mask: ``(B, L)`` with ``grid``, or ``(B, h, w)``; bool or 0/1, 1 = masked.
-            grid: (rows, columns) of patches. May be left out where ``(B, L)`` is of a square.
+            mask: ``(B, L)`` with ``grid``, or ``(B, h, w)``, or ``(B, d, h, w)``; bool or 0/1, 1 =
+                masked.
+            grid: (rows, columns) of patches, ``(L,)`` of a signal. May be left out where ``(B, L)``
+                is of a square.
 
         Raises:
             TypeError: not a tensor.
@@ -129,16 +141,16 @@ class PatchMask:
                 masked patch.
         """
         check_tensor(mask, "mask")
-        if mask.dim() == 3:
-            grid, mask = (mask.shape[1], mask.shape[2]), mask.flatten(1)
+        if mask.dim() in (3, 4):
+            grid, mask = tuple(mask.shape[1:]), mask.flatten(1)
         length = mask.shape[-1]
         if grid is None:
             grid = (math.isqrt(length), math.isqrt(length))
-        if mask.dim() != 2 or len(grid) != 2 or math.prod(grid) != length:
+        if mask.dim() != 2 or not 1 <= len(grid) <= 3 or math.prod(grid) != length:
             raise ValueError(
-                f"a mask of shape {tuple(mask.shape)} does not fill a grid of "
-                f"{' x '.join(map(str, grid))}; expected (B, L) or (B, h, w), the former with "
-                "grid=(rows, columns) unless its L patches form a square"
+                f"a mask of shape {tuple(mask.shape)} does not fill a grid of {times(grid)}; "
+                "expected (B, L) or (B, h, w) or (B, d, h, w), the first with grid=(rows, columns) "
+                "unless its L patches form a square"
             )
         hard = mask.to(torch.float32)
         if not bool(((hard == 0) | (hard == 1)).all()):
@@ -150,32 +162,34 @@ class PatchMask:
                 f"got visible counts {counts.tolist()}"
             )
         num_visible, visible_counts = longest_row(counts)
-        return cls.in_order(hard.bool(), num_visible, grid, visible_counts)
+        return cls.in_order(hard.bool(), num_visible, tuple(grid), visible_counts)
 
     @classmethod
-    def from_pixels(cls, mask: Tensor, patch_size: int | tuple[int, int]) -> PatchMask:
+    def from_pixels(cls, mask: Tensor, patch_size: int | tuple[int, ...]) -> PatchMask:
         """Wrap a mask of pixels, the inverse of :meth:`pixel_mask`.
 
         Args:
-            mask: ``(B, H, W)`` or ``(B, 1, H, W)``; bool or 0/1, 1 = masked.
-            patch_size: side of a patch in pixels, or (height, width).
+            mask: ``(B, H, W)`` or ``(B, 1, H, W)``; bool or 0/1, 1 = masked. Of signals and volumes
+                with as many axes as ``patch_size`` has numbers.
+            patch_size: side of a patch in pixels, or a tuple of its sides.
 
         Raises:
             TypeError: not a tensor.
             ValueError: wrong shape, or a patch of which some pixels are masked and others are not.
         """
         check_tensor(mask, "mask")
-        mask = mask[:, None] if mask.dim() == 3 else mask
-        if mask.dim() != 4 or mask.shape[1] != 1:
+        size = patch_sides(patch_size)
+        mask = mask[:, None] if mask.dim() == len(size) + 1 else mask
+        if mask.dim() != len(size) + 2 or mask.shape[1] != 1:
+            axes = SHAPES[len(size)].removeprefix("(B, C, ")
             raise ValueError(
-                f"expected a mask of shape (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)}"
+                f"expected a mask of shape (B, {axes} or (B, 1, {axes}, got {tuple(mask.shape)}"
             )
-        size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        grid = grid_size(mask.shape[2], mask.shape[3], size)
+        grid = grid_size(mask.shape[2:], size)
         share = pool_to_patches(mask.to(torch.float32), grid, "a mask")
         if not bool(((share == 0) | (share == 1)).all()):
             raise ValueError(
-                f"expected patches of {size[0]} x {size[1]} pixels that are masked as a whole or "
+                f"expected patches of {times(size)} pixels that are masked as a whole or "
                 "not at all, got some that are masked in part; give PatchMask.from_mask a mask of "
                 "the patches, such as those with more than half of their pixels masked"
             )
@@ -327,13 +341,18 @@ class PatchMask:
 
     check_grid = check_grid_of  # a method, written beside the other refusals
 
-    def pixel_mask(self, height: int, width: int) -> Tensor:
+    tubes = tubes_of
+
+    def pixel_mask(self, *size: int) -> Tensor:
         """``(B, 1, height, width)`` float32, 1 = masked: the mask at the size of an image.
+
+        Args:
+            size: ``height, width``, or as many numbers as the grid has dimensions.
 
         Raises:
             ValueError: the grid does not divide that size.
         """
-        return spread_to_pixels(self.mask, self.grid, height, width)
+        return spread_to_pixels(self.mask, self.grid, *size)
 
     def apply(self, images: Tensor, fill: float | Tensor = 0.0) -> Tensor:
         """The specification's ``apply_mask``: masked pixels replaced by ``fill``.
@@ -342,11 +361,12 @@ class PatchMask:
             images: ``(B, C, H, W)``.
             fill: a number or a tensor that broadcasts to the images.
         """
-        hidden = self.pixel_mask(*images.shape[-2:]).bool()
+        hidden = self.pixel_mask(*images.shape[2:]).bool()
         return torch.where(hidden, torch.as_tensor(fill).to(images), images)
 
     def fill_invalid(self, values: Tensor) -> Tensor:
-        """``(B, C, H, W)`` images or ``(B, L, D)`` patches, with 0 where they are not valid.
+        """``(B, C, H, W)`` images or ``(B, L, D)`` patches, with 0 where they are not valid; on a
+        grid of one dimension three axes are a signal's, ``(B, C, T)``.
 
         So NaN, which often stands for no data, reaches neither the encoder nor the target.
         """

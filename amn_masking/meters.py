@@ -188,17 +188,17 @@ class PositionMeter:
         if window < 1:
             raise ValueError(f"window counts batches, at least 1, got {window}")
         self.window = window
-        self.frequencies: dict[tuple[int, int], Tensor] = {}
-        self.batches: dict[tuple[int, int], int] = {}
-        self.grid: tuple[int, int] | None = None  # of the newest batch
+        self.frequencies: dict[tuple[int, ...], Tensor] = {}
+        self.batches: dict[tuple[int, ...], int] = {}
+        self.grid: tuple[int, ...] | None = None  # of the newest batch
 
     @torch.no_grad()
-    def update(self, mask: Tensor, grid: tuple[int, int]) -> None:
+    def update(self, mask: Tensor, grid: tuple[int, ...]) -> None:
         """Count the masks of a batch.
 
         Args:
             mask: ``(B, L)``, 1 = masked; a row may also be the mean of several images' masks.
-            grid: (rows, columns) of patches.
+            grid: (rows, columns) of patches, or of one or three dimensions.
         """
         self.grid = grid
         share = mask.detach().mean(0)

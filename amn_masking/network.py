@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amn_masking.config import settings
-from amn_masking.patches import image_means, pool_to_patches
+from amn_masking.patches import SHAPES, image_means, pool_to_patches, times
 
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 # The logit of a patch that cannot be drawn. Not minus infinity, whose gradient is not a number.
 NEVER = -1e9
 
@@ -26,9 +28,12 @@ class MaskingNetwork(nn.Module):
         kernel_size: odd; the padding keeps the size.
         downsample: the images are area-pooled by this factor first: the same network, its square
             cheaper, with that many times the receptive field. 1 is the specification's preset;
-            there a 3-layer network sees 7 pixels, so local texture only.
+            there a 3-layer network sees 7 pixels, so local texture only. A tuple for a factor of
+            each dimension, such as (1, 8, 8) for clips.
         norm: ``'group'`` puts a GroupNorm before each ReLU. Not BatchNorm: a patch's score would
             depend on the other images of the batch.
+        dimensions: 1 for signals ``(B, C, T)``, 2 for images, 3 for clips or volumes
+            ``(B, C, D, H, W)``: convolutions over as many.
 
     Raises:
         ValueError: a value out of range.
@@ -45,12 +50,24 @@ class MaskingNetwork(nn.Module):
         num_layers: int = 3,
         channels: int = 32,
         kernel_size: int = 3,
-        downsample: int = 1,
+        downsample: int | tuple[int, ...] = 1,
         norm: Literal["group"] | None = None,
+        dimensions: Literal[1, 2, 3] = 2,
     ) -> None:
         super().__init__()
+        if dimensions not in CONVOLUTIONS:
+            raise ValueError(f"dimensions must be 1, 2 or 3, got {dimensions!r}")
+        factors = (downsample,) * dimensions if isinstance(downsample, int) else tuple(downsample)
+        if len(factors) != dimensions:
+            raise ValueError(
+                f"downsample expected one number, or one for each of {dimensions} dimensions, got "
+                f"{downsample}"
+            )
         sizes = dict(
-            in_channels=in_channels, num_layers=num_layers, channels=channels, downsample=downsample
+            in_channels=in_channels,
+            num_layers=num_layers,
+            channels=channels,
+            downsample=min(factors),
         )
         for name, value in sizes.items():
             if value < 1:
@@ -63,48 +80,61 @@ class MaskingNetwork(nn.Module):
             raise ValueError(f"norm must be None or 'group', got {norm!r}")
         self.in_channels = in_channels
         self.downsample = downsample
+        self.factors = factors
+        self.dimensions = dimensions
+        convolution = CONVOLUTIONS[dimensions]
         layers: list[nn.Module] = []
         for _ in range(num_layers - 1):
-            layers.append(nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2))
+            layers.append(convolution(in_channels, channels, kernel_size, padding=kernel_size // 2))
             if norm == "group":
                 layers.append(nn.GroupNorm(1, channels))
             layers.append(nn.ReLU(inplace=True))
             in_channels = channels
-        layers.append(nn.Conv2d(in_channels, 1, kernel_size, padding=kernel_size // 2))
+        layers.append(convolution(in_channels, 1, kernel_size, padding=kernel_size // 2))
         self.convolutions = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score map of the images.
 
         Args:
-            images: ``(B, C, H, W)``.
+            images: ``(B, C, H, W)``, or of the network's ``dimensions``.
 
         Returns:
             ``(B, 1, H / downsample, W / downsample)`` in (0, 1).
 
         Raises:
-            ValueError: not four dimensions, another channel count, or a size that ``downsample``
-                does not divide.
+            ValueError: other dimensions, another channel count, or a size that ``downsample`` does
+                not divide.
         """
-        if images.dim() != 4 or images.shape[1] != self.in_channels:
-            mend = "set network=dict(in_channels=...) to the images' channels"
-            if images.dim() == 4 and images.shape[3] == self.in_channels:
-                mend = "these are channels-last (B, H, W, C): give images.permute(0, 3, 1, 2)"
+        if images.dim() != self.dimensions + 2 or images.shape[1] != self.in_channels:
             raise ValueError(
-                f"expected images of shape (B, {self.in_channels}, H, W), got "
-                f"{tuple(images.shape)}; {mend}"
+                f"expected images of shape {shape_of(self.dimensions, self.in_channels)}, got "
+                f"{tuple(images.shape)}; {self.mend(images)}"
             )
-        height, width = images.shape[-2:]
-        if height % self.downsample or width % self.downsample:
+        size = images.shape[2:]
+        if any(side % factor for side, factor in zip(size, self.factors, strict=True)):
             raise ValueError(
-                f"downsample={self.downsample} does not divide images of {height} x {width} pixels"
+                f"downsample={self.downsample} does not divide images of {times(size)} pixels"
             )
-        if self.downsample > 1:
-            images = area_pool(images, self.downsample)
-        # The layout in which convolutions of few channels are fastest: on a CPU half of the time
-        # forward, a tenth to two fifths less with the backward pass.
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = area_pool(images, self.factors)
+        if self.dimensions == 2:
+            # The layout in which convolutions of few channels are fastest: on a CPU half of the
+            # time forward, a tenth to two fifths less with the backward pass. Of clips it is not.
+            images = images.contiguous(memory_format=torch.channels_last)
         return torch.sigmoid(self.convolutions(images))
+
+    def mend(self, images: Tensor) -> str:
+        """What to do about images that are not the network's."""
+        if images.dim() != self.dimensions + 2:
+            return f"set network=dict(dimensions={max(images.dim() - 2, 1)}), or leave it out"
+        order = [0, self.dimensions + 1, *range(1, self.dimensions + 1)]
+        if images.shape[-1] == self.in_channels:
+            came = shape_of(self.dimensions)
+            came = came.replace("C, ", "").replace(")", ", C)")
+            return f"these are channels-last {came}: give images.permute{tuple(order)}"
+        if self.dimensions == 3 and images.shape[2] == self.in_channels:
+            return "these have the frames before the channels: give images.transpose(1, 2)"
+        return "set network=dict(in_channels=...) to the images' channels"
 
     if TYPE_CHECKING:  # an editor then knows what a score map is
 
@@ -114,26 +144,33 @@ class MaskingNetwork(nn.Module):
         return settings(self)
 
 
-def area_pool(images: Tensor, factor: int) -> Tensor:
-    """Mean over squares of ``factor`` pixels: ``(B, C, H, W)`` to ``(B, C, H / f, W / f)``.
+def shape_of(dimensions: int, channels: int | str = "C") -> str:
+    """``(B, 3, H, W)``, for messages."""
+    return SHAPES[dimensions].replace("C", str(channels))
+
+
+def area_pool(images: Tensor, factors: Sequence[int]) -> Tensor:
+    """Mean over squares of ``factors`` pixels: ``(B, C, H, W)`` to ``(B, C, H / f, W / f)``.
 
     Over the rows first, whose neighbours in memory are added side by side: on a CPU several times
     faster than ``avg_pool2d``.
     """
-    batch, channels, height, width = images.shape
-    rows = images.reshape(batch, channels, height // factor, factor, width).mean(3)
-    return rows.unflatten(3, (width // factor, factor)).mean(4)
+    for axis, factor in enumerate(factors, 2):
+        if factor > 1:
+            images = images.unflatten(axis, (-1, factor)).mean(axis + 1)
+    return images
 
 
-def pool_scores(score_map: Tensor, grid: tuple[int, int]) -> Tensor:
+def pool_scores(score_map: Tensor, grid: Sequence[int]) -> Tensor:
     """``(B, L)`` patch scores: the mean of the score map, ``(B, 1, H, W)``, over each patch.
 
     Raises:
         ValueError: the map is of another shape, or the grid does not divide it.
     """
-    if score_map.dim() != 4 or score_map.shape[1] != 1:
+    if score_map.dim() != len(grid) + 2 or score_map.shape[1] != 1:
+        axes = {1: "T'", 2: "H', W'", 3: "D', H', W'"}[len(grid)]
         raise ValueError(
-            "network expected to give a score map of shape (B, 1, H', W'), got "
+            f"network expected to give a score map of shape (B, 1, {axes}), got "
             f"{tuple(score_map.shape)}"
         )
     name = "a score map (the network's downsample must divide the patch size)"

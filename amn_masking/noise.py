@@ -10,6 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+# Of the last axis of a grid, the one before it, and a third: no sum of them is a fraction.
+STEPS = (GOLDEN, math.sqrt(2), math.sqrt(3))
 INCREMENT = -0x61C8864680B583EB  # 2^64 times GOLDEN, as a signed integer
 
 
@@ -77,21 +79,21 @@ def mixed(x: Tensor) -> Tensor:
 
 
 def tie_breaks(
-    like: Tensor, grid: tuple[int, int] | None, generator: Generator | None = None
+    like: Tensor, grid: tuple[int, ...] | None, generator: Generator | None = None
 ) -> Tensor:
     """``(B, L)`` numbers in [0, 1) that order patches of equal priority.
 
     Args:
         like: ``(B, L)``.
         grid: (rows, columns) of patches, for the same order in every image and call, as in
-            ``eval()``: multiples of two irrational numbers, of which every row, column and corner
-            of the grid has its even share. None for numbers that are drawn anew.
+            ``eval()``: multiples of an irrational number for each axis, of which every row, column
+            and corner of the grid has its even share. None for numbers that are drawn anew.
         generator: source of the drawn ones.
     """
     if grid is None:
         return uniform(like.shape, like.device, generator)
-    rows, columns = (
-        torch.arange(size, device=like.device, dtype=torch.float64) * step
-        for size, step in zip(grid, (math.sqrt(2), GOLDEN), strict=True)
-    )
-    return (rows[:, None] + columns).frac().flatten().to(torch.float32).expand_as(like)
+    places = torch.zeros((), device=like.device, dtype=torch.float64)
+    for size, step in zip(grid, STEPS[len(grid) - 1 :: -1], strict=True):
+        axis = torch.arange(size, device=like.device, dtype=torch.float64) * step
+        places = places[..., None] + axis
+    return places.frac().flatten().to(torch.float32).expand_as(like)

@@ -1,37 +1,88 @@
-"""Images to patches and back, in the row-major order that masked autoencoders use."""
+"""Images, signals and volumes to patches and back, in the row-major order of the grid."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
+AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+NAMES = {
+    1: "a signal of {} samples",
+    2: "an image of {} pixels",
+    3: "a clip or volume of {}",
+}
+SHAPES = {1: "(B, C, T)", 2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}
 
-def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of patches of an image.
+
+def times(sides: Sequence[int]) -> str:
+    """``14 x 10``, for messages."""
+    return " x ".join(map(str, sides))
+
+
+def called(size: Sequence[int]) -> str:
+    """``an image of 224 x 160 pixels``, for messages."""
+    return NAMES.get(len(size), "an input of {}").format(times(size))
+
+
+def patch_sides(patch_size: int | Sequence[int]) -> tuple[int, ...]:
+    """The sides of a patch, one for each dimension of the grid.
 
     Args:
-        height, width: of the image, in pixels.
-        patch_size: height and width of a patch, in pixels.
+        patch_size: one number for squares of an image; or one to three of them: ``(T,)`` samples
+            of a signal, ``(H, W)`` pixels of an image, ``(D, H, W)`` voxels of a volume or, with
+            D counting frames, of a clip.
 
     Raises:
-        ValueError: patches of that size do not tile the image.
+        ValueError: something else.
+    """
+    sides = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
+    if len(sides) not in SHAPES or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(
+            "patch_size must be one positive integer, for square patches of images, or a tuple of "
+            f"one (signals), two (images) or three (clips, volumes), got {patch_size!r}"
+        )
+    return tuple(sides)
+
+
+def grid_size(size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Patches along each dimension: (rows, columns) of an image.
+
+    Args:
+        size: of the image, in pixels: ``images.shape[2:]``.
+        patch_size: sides of a patch, in pixels.
+
+    Raises:
+        ValueError: patches of that size do not tile the image, or are of other dimensions.
 
     Example:
-        >>> grid_size(224, 160, (16, 16))
+        >>> grid_size((224, 160), (16, 16))
         (14, 10)
+        >>> grid_size((16, 224, 224), (2, 16, 16))
+        (8, 14, 14)
     """
-    h, w = patch_size
-    if height < h or width < w or height % h or width % w:
+    if len(size) != len(patch_size):
         raise ValueError(
-            f"an image of {height} x {width} pixels does not split into patches of {h} x {w}; "
-            f"resize or crop it to a multiple, such as {max(height // h, 1) * h} x "
-            f"{max(width // w, 1) * w}, or set patch_size to the encoder's"
+            f"patches of {times(patch_size)} have {len(patch_size)} dimensions and cannot tile "
+            f"{called(size)}; give patch_size one number for each of its {len(size)}"
         )
-    return height // h, width // w
+    if any(side < part or side % part for side, part in zip(size, patch_size, strict=True)):
+        whole = [max(side // part, 1) * part for side, part in zip(size, patch_size, strict=True)]
+        raise ValueError(
+            f"{called(size)} does not split into patches of {times(patch_size)}; resize or crop "
+            f"it to a multiple, such as {times(whole)}, or set patch_size to the encoder's"
+        )
+    return tuple(side // part for side, part in zip(size, patch_size, strict=True))
 
 
-def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+def patchify(images: Tensor, patch_size: Sequence[int]) -> Tensor:
     """``(B, C, H, W)`` to ``(B, L, p_h * p_w * C)``, channels last within a patch (as MAE).
+
+    Args:
+        images: or signals ``(B, C, T)``, or clips ``(B, C, D, H, W)``.
+        patch_size: sides of a patch, one for each dimension.
 
     Raises:
         ValueError: patches of that size do not tile the image.
@@ -40,15 +91,19 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
         >>> import torch
         >>> patchify(torch.rand(2, 3, 64, 64), (16, 16)).shape
         torch.Size([2, 16, 768])
+        >>> patchify(torch.rand(2, 3, 4, 64, 64), (2, 16, 16)).shape
+        torch.Size([2, 32, 1536])
     """
-    batch, channels, height, width = images.shape
-    p_h, p_w = patch_size
-    h, w = grid_size(height, width, patch_size)
-    patches = images.reshape(batch, channels, h, p_h, w, p_w)
-    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, h * w, p_h * p_w * channels)
+    batch, channels, *size = images.shape
+    grid = grid_size(size, patch_size)
+    sides = [side for pair in zip(grid, patch_size, strict=True) for side in pair]
+    places = range(2, images.dim() * 2 - 2, 2)  # of the grid; a patch's own axes follow each
+    order = (0, *places, *(axis + 1 for axis in places), 1)
+    patches = images.reshape(batch, channels, *sides).permute(order)
+    return patches.reshape(batch, math.prod(grid), math.prod(patch_size) * channels)
 
 
-def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def unpatchify(patches: Tensor, patch_size: Sequence[int], grid: Sequence[int]) -> Tensor:
     """Inverse of :func:`patchify`: ``(B, L, p_h * p_w * C)`` to ``(B, C, H, W)``.
 
     Raises:
@@ -61,64 +116,66 @@ def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, in
         True
     """
     batch, length, dim = patches.shape
-    (p_h, p_w), (h, w) = patch_size, grid
-    if length != h * w or dim % (p_h * p_w):
+    pixels, number = math.prod(patch_size), len(grid)
+    if len(patch_size) != number or length != math.prod(grid) or dim % pixels:
         raise ValueError(
-            f"expected (B, {h * w}, {p_h} * {p_w} * channels) for a grid of {h} x {w}, got "
-            f"{tuple(patches.shape)}"
+            f"expected (B, {math.prod(grid)}, {' * '.join(map(str, patch_size))} * channels) for "
+            f"a grid of {times(grid)}, got {tuple(patches.shape)}"
         )
-    images = patches.reshape(batch, h, w, p_h, p_w, dim // (p_h * p_w))
-    return images.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, h * p_h, w * p_w)
+    images = patches.reshape(batch, *grid, *patch_size, dim // pixels)
+    pairs = [axis for place in range(1, number + 1) for axis in (place, place + number)]
+    size = [parts * side for parts, side in zip(grid, patch_size, strict=True)]
+    return images.permute(0, -1, *pairs).reshape(batch, dim // pixels, *size)
 
 
-def pool_to_patches(values: Tensor, grid: tuple[int, int], name: str = "a map") -> Tensor:
+def pool_to_patches(values: Tensor, grid: Sequence[int], name: str = "a map") -> Tensor:
     """Mean over the pixels and channels of each patch: ``(B, C, H, W)`` to ``(B, L)``.
 
     Args:
-        values: such as a score map, or the error of each pixel.
-        grid: (rows, columns) of patches.
+        values: such as a score map, or the error of each pixel; of one to three dimensions.
+        grid: (rows, columns) of patches, one number for each dimension.
         name: what the values are, for the message.
 
     Raises:
         ValueError: the grid does not divide them.
     """
-    height, width = values.shape[-2:]
-    h, w = grid
-    if height % h or width % w:
-        raise ValueError(f"{name} of {height} x {width} does not split into {h} x {w} patches")
-    pooled = F.avg_pool2d(values, (height // h, width // w))
+    size = values.shape[2:]
+    if len(size) != len(grid) or any(side % parts for side, parts in zip(size, grid, strict=True)):
+        raise ValueError(f"{name} of {times(size)} does not split into {times(grid)} patches")
+    sides = [side // parts for side, parts in zip(size, grid, strict=True)]
+    pooled: Tensor = AVG_POOL[len(grid)](values, sides)
     return (pooled.mean(1) if values.shape[1] > 1 else pooled).flatten(1)
 
 
-def spread_to_pixels(values: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
-    """Each patch's value at all of its pixels: ``(B, L)`` to ``(B, 1, height, width)``.
+def spread_to_pixels(values: Tensor, grid: Sequence[int], *size: int) -> Tensor:
+    """Each patch's value at all of its pixels: ``(B, L)`` to ``(B, 1, *size)``.
 
     Args:
         values: of any dtype.
-        grid: (rows, columns) of patches.
-        height, width: of the image, in pixels.
+        grid: (rows, columns) of patches, one number for each dimension.
+        size: of the image, in pixels: ``height, width``.
 
     Raises:
         ValueError: the grid does not divide that size.
     """
-    h, w = grid
-    if height % h or width % w:
-        raise ValueError(
-            f"an image of {height} x {width} pixels does not split into a grid of {h} x {w} patches"
-        )
-    values = values.reshape(-1, 1, h, w)
-    return values.repeat_interleave(height // h, 2).repeat_interleave(width // w, 3)
+    if len(size) != len(grid) or any(side % parts for side, parts in zip(size, grid, strict=True)):
+        raise ValueError(f"{called(size)} does not split into a grid of {times(grid)} patches")
+    values = values.reshape(-1, 1, *grid)
+    for axis, (side, parts) in enumerate(zip(size, grid, strict=True), 2):
+        values = values.repeat_interleave(side // parts, axis)
+    return values
 
 
-def fill_invalid(images: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
+def fill_invalid(images: Tensor, valid: Tensor | None, grid: Sequence[int]) -> Tensor:
     """``(B, C, H, W)`` images, or their ``(B, L, D)`` patches, with 0 in the patches that are not
-    valid; all are if it is None.
+    valid; all are if it is None. On a grid of one dimension three axes are a signal's, ``(B, C,
+    T)``.
     """
     if valid is None:
         return images
-    if images.dim() == 3:
+    if images.dim() == 3 and len(grid) > 1:
         return images.where(valid[:, :, None], 0.0)
-    return images.where(spread_to_pixels(valid, grid, *images.shape[-2:]), 0.0)
+    return images.where(spread_to_pixels(valid, grid, *images.shape[2:]), 0.0)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

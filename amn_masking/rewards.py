@@ -15,26 +15,29 @@ REWARDS: tuple[str, ...] = get_args(Reward)
 FLOOR, LEAST = 0.1, 0.01
 
 
-def patch_variance(images: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
+def patch_variance(images: Tensor, grid: tuple[int, ...], valid: Tensor | None = None) -> Tensor:
     """Variance of the pixels within each patch, averaged over the channels.
 
     Args:
-        images: ``(B, C, H, W)``; what they are at patches that are not valid does not matter.
+        images: ``(B, C, H, W)``, or of one or three dimensions; what they are at patches that are
+            not valid does not matter.
         grid: (rows, columns) of patches.
         valid: ``(B, L)`` bool; None for all.
 
     Returns:
         ``(B, L)`` float32, >= 0, no gradient; 0 at patches that are not valid.
     """
-    rows, columns = grid
-    pixels = images.detach().float().unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
+    pixels = images.detach().float()
+    inside = [2 * axis + 3 for axis in range(len(grid))]  # a patch's own axes
+    for axis, parts in zip(inside, grid, strict=True):
+        pixels = pixels.unflatten(axis - 1, (parts, -1))
     # In two passes: the mean of squares less the square of the mean would cancel.
-    deviation = pixels - pixels.mean((3, 5), keepdim=True)
-    variance = deviation.square_().mean((1, 3, 5)).flatten(1)
+    deviation = pixels - pixels.mean(inside, keepdim=True)
+    variance = deviation.square_().mean([1, *inside]).flatten(1)
     return variance if valid is None else variance.where(valid, 0.0)
 
 
-def reward_scale(images: Tensor, grid: tuple[int, int], valid: Tensor | None = None) -> Tensor:
+def reward_scale(images: Tensor, grid: tuple[int, ...], valid: Tensor | None = None) -> Tensor:
     """What the error is divided by to make it ``variance_normalised``: v_i + mean_j v_j.
 
     v_i is the mean squared error of the best constant prediction of patch i. Pure noise, whose

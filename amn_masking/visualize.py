@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch.nn import functional as F
 
 from amn_masking.checks import check_tensor
 from amn_masking.mask import PatchMask
-from amn_masking.patches import spread_to_pixels
+from amn_masking.patches import SHAPES, spread_to_pixels
 
 PANEL_INCHES = 1.7
+MOST_FRAMES = 8  # of a strip
 
 
 def draw_masks(
@@ -25,15 +27,19 @@ def draw_masks(
 ) -> Any:
     """A row per image: input | score map | masked input | reconstruction.
 
+    Of a clip or volume these are strips, one below the other: the first frame of up to eight of its
+    slots, side by side.
+
     The score map's colours run from each image's least to its largest score, which are written
     on it: an image's own order is what decides its mask. Masked patches are grey; those that a
     ``prediction_ratio`` leaves out are chequered, in the reconstruction too.
 
     Args:
-        images: ``(B, C, H, W)``, as the encoder saw them. Of more than three channels the first
-            three are drawn, as red, green and blue; of two their mean.
+        images: ``(B, C, H, W)``, or clips ``(B, C, D, H, W)``, as the encoder saw them. Of more
+            than three channels the first three are drawn, as red, green and blue; of two their
+            mean.
         patch_mask: their mask. Without a score map that column is left out.
-        reconstruction: ``(B, C, H, W)`` predictions; shown at predicted patches, the input at
+        reconstruction: predictions of the images' shape; shown at predicted patches, the input at
             visible ones.
         mean: subtracted from the pixels in [0, 255], or [0, 1], before the encoder; None if nothing
             was. Images of other values are then stretched from their least to their largest.
@@ -46,7 +52,7 @@ def draw_masks(
     Raises:
         ImportError: matplotlib is not installed.
         TypeError: images or reconstruction are no tensors.
-        ValueError: the mask is not one of these images.
+        ValueError: the mask is not one of these images, or they are signals.
 
     Example:
         >>> import torch
@@ -66,53 +72,43 @@ def draw_masks(
     check_tensor(images, "images")
     if reconstruction is not None:
         check_tensor(reconstruction, "reconstruction")
-    if images.dim() != 4 or len(images) != len(patch_mask.mask):
+    dimensions = len(patch_mask.grid)
+    if dimensions == 1:
         raise ValueError(
-            f"draw_masks expected images of (B, C, H, W) with B={len(patch_mask.mask)}, one per "
-            f"mask, got {tuple(images.shape)}"
+            "draw_masks draws images, clips and volumes, got a mask of signals; plot the signal "
+            "beside patch_mask.pixel_mask(samples)"
         )
-    size = (images.shape[2], images.shape[3])
-    pixels = undo(images, mean, std)
-    black, white = pixel_range(pixels)
-    shown = to_pixels(pixels, black, white)
-    hidden = patch_mask.pixel_mask(*size).bool().cpu()
-    columns: list[tuple[str, Tensor]] = [("input", shown)]
-    if patch_mask.learned is not None:
-        scores = F.interpolate(
-            patch_mask.learned.score_map.float().cpu(), size=size, mode="nearest"
+    if images.dim() != dimensions + 2 or len(images) != len(patch_mask.mask):
+        raise ValueError(
+            f"draw_masks expected images of {SHAPES[dimensions]} with B={len(patch_mask.mask)}, "
+            f"one per mask, got {tuple(images.shape)}"
         )
-        columns.append(("score map", scores[:, 0]))
-    left_out = hidden & ~spread_to_pixels(patch_mask.predicted, patch_mask.grid, *size).bool().cpu()
-    title = "grey: predicted\nchequered: left out" if patch_mask.num_left_out else "masked input"
-    chequered = chequers(size, patch_mask.grid)
-    masked_input = torch.where(hidden, torch.full_like(shown, 0.5), shown)
-    columns.append((title, torch.where(left_out, chequered, masked_input)))
-    if reconstruction is not None:
-        predicted = torch.where(
-            hidden, to_pixels(undo(reconstruction, mean, std), black, white), shown
-        )
-        columns.append(("reconstruction", torch.where(left_out, chequered, predicted)))
-
-    rows = images.shape[0]
-    header = 0.3 + 0.15 * title.count("\n")
-    height, width = rows * PANEL_INCHES * size[0] / size[1] + header, len(columns) * PANEL_INCHES
+    columns = panels(images, patch_mask, reconstruction, mean, std)
+    clips = dimensions == 3
+    if clips:
+        columns = [(title, strip(pictures, patch_mask.grid[0])) for title, pictures in columns]
+    rows, (tall, wide) = len(images), columns[0][1].shape[-2:]
+    across, down = (1, rows * len(columns)) if clips else (len(columns), rows)
+    panel = PANEL_INCHES * (wide / images.shape[-1])  # a frame of a strip is as wide as an image
+    header = 0.0 if clips else 0.3 + 0.15 * max(title.count("\n") for title, _ in columns)
+    width, height = across * panel, down * panel * tall / wide + header
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+    axes = figure.subplots(down, across, squeeze=False).reshape(rows, len(columns))
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - header / height, 0.03, 0.03)
+    box = dict(color="white", fontsize=7)
+    box["bbox"] = dict(facecolor="black", alpha=0.6, pad=1.5, linewidth=0)
     for column, (title, pictures) in enumerate(columns):
-        axes[0][column].set_title(title, fontsize=10, pad=4)
-        for row in range(rows):
-            ax = axes[row][column]
+        if not clips:
+            axes[0][column].set_title(title, fontsize=10, pad=4)
+        for ax, picture in zip(axes[:, column], pictures, strict=True):
             ax.set_axis_off()
-            picture = pictures[row]
+            if clips:
+                ax.text(0.005, 0.95, title, transform=ax.transAxes, va="top", **box)
             if picture.dim() == 2:
                 low, high = float(picture.min()), float(picture.max())
                 ax.imshow(picture.numpy(), cmap="inferno", interpolation="nearest")
-                ax.text(
-                    0.03, 0.03, f"{low:.2f} to {high:.2f}", transform=ax.transAxes, color="white",
-                    fontsize=7, bbox=dict(facecolor="black", alpha=0.6, pad=1.5, linewidth=0),
-                )  # fmt: skip
+                ax.text(0.03, 0.03, f"{low:.2f} to {high:.2f}", transform=ax.transAxes, **box)
             else:
                 ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
     canvas.draw()
@@ -121,7 +117,48 @@ def draw_masks(
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def chequers(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def panels(
+    images: Tensor,
+    patch_mask: PatchMask,
+    reconstruction: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> list[tuple[str, Tensor]]:
+    """What :func:`draw_masks` draws of each image: titles, and ``(B, 3, ...)`` pictures in [0, 1]
+    or ``(B, ...)`` scores, on the CPU.
+    """
+    size, grid = images.shape[2:], patch_mask.grid
+    pixels = undo(images, mean, std)
+    black, white = pixel_range(pixels)
+    shown = to_pixels(pixels, black, white)
+    hidden = patch_mask.pixel_mask(*size).bool().cpu()
+    columns: list[tuple[str, Tensor]] = [("input", shown)]
+    if patch_mask.learned is not None:
+        scores = F.interpolate(
+            patch_mask.learned.score_map.float().cpu(), size=tuple(size), mode="nearest"
+        )
+        columns.append(("score map", scores[:, 0]))
+    left_out = hidden & ~spread_to_pixels(patch_mask.predicted, grid, *size).bool().cpu()
+    title = "grey: predicted\nchequered: left out" if patch_mask.num_left_out else "masked input"
+    chequered = chequers(size[-2:], grid[-2:])
+    masked_input = torch.where(hidden, torch.full_like(shown, 0.5), shown)
+    columns.append((title, torch.where(left_out, chequered, masked_input)))
+    if reconstruction is not None:
+        predicted = torch.where(
+            hidden, to_pixels(undo(reconstruction, mean, std), black, white), shown
+        )
+        columns.append(("reconstruction", torch.where(left_out, chequered, predicted)))
+    return columns
+
+
+def strip(pictures: Tensor, slots: int) -> Tensor:
+    """``(..., D, H, W)`` to ``(..., H, n * W)``: the first frame of up to eight of the slots."""
+    depth, count = pictures.shape[-3], min(slots, MOST_FRAMES)
+    first = [index * slots // count * (depth // slots) for index in range(count)]
+    return pictures[..., first, :, :].transpose(-3, -2).flatten(-2)
+
+
+def chequers(size: Sequence[int], grid: Sequence[int]) -> Tensor:
     """``(height, width)`` in [0, 1]: light chequers, four to the side of a patch."""
     rows, columns = (
         torch.arange(side) * parts * 4 // side for side, parts in zip(size, grid, strict=True)
@@ -139,7 +176,8 @@ def pixel_range(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The values that are drawn black and white: 0 and 255, 0 and 1, or, for other values, each
     image's own least and largest.
     """
-    least, most = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+    axes = tuple(range(1, pixels.dim()))
+    least, most = pixels.amin(axes, keepdim=True), pixels.amax(axes, keepdim=True)
     tolerance = 0.02 * (most.max() - least.min())
     for white in (1.0, 255.0):
         if least.min() >= -tolerance and most.max() <= white + tolerance:
@@ -148,8 +186,8 @@ def pixel_range(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_pixels(pixels: Tensor, black: Tensor, white: Tensor) -> Tensor:
-    """``(B, 3, H, W)`` in [0, 1] on the CPU, from ``(B, C, H, W)`` in [black, white]."""
+    """``(B, 3, ...)`` in [0, 1] on the CPU, from ``(B, C, ...)`` in [black, white]."""
     pixels = ((pixels - black) / (white - black).clamp_min(1e-12)).nan_to_num().clamp(0, 1).cpu()
     if pixels.shape[1] < 3:
-        pixels = pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        pixels = pixels.mean(1, keepdim=True).repeat_interleave(3, 1)
     return pixels[:, :3]

@@ -49,6 +49,10 @@ def pool_area(images: Tensor, factor: int) -> Tensor:
     return F.interpolate(images, size, mode="area")
 
 
+def pool_by_axis(images: Tensor, factor: int) -> Tensor:
+    return area_pool(images, (factor, factor))
+
+
 def pool_at_once(images: Tensor, factor: int) -> Tensor:
     return images.unflatten(2, (-1, factor)).unflatten(4, (-1, factor)).mean((3, 5))
 
@@ -59,7 +63,7 @@ class Variant(MaskingNetwork):
     def __init__(
         self,
         downsample: int,
-        pool: Pool = area_pool,
+        pool: Pool = pool_by_axis,
         layout: torch.memory_format = torch.channels_last,
         last: Callable[[nn.Conv2d, Tensor], Tensor] | None = None,
         bf16: bool = False,
@@ -68,7 +72,7 @@ class Variant(MaskingNetwork):
         self.pool, self.layout, self.last, self.bf16 = pool, layout, last, bf16
 
     def forward(self, images: Tensor) -> Tensor:
-        pooled = self.pool(images, self.downsample) if self.downsample > 1 else images
+        pooled = self.pool(images, self.factors[0])
         pooled = pooled.contiguous(memory_format=self.layout)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             if self.last is None:

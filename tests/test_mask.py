@@ -225,17 +225,18 @@ def test_what_the_decoder_gets_goes_back_to_its_place_and_the_rest_is_zero(case,
         assert torch.equal(decoded[:, : patch_mask.num_visible], visible)
 
 
-@given(draws.masks(free_counts=True), st.tuples(st.integers(1, 4), st.integers(1, 4)))
+@given(draws.masks(free_counts=True), st.tuples(*[st.integers(1, 4)] * 3))
 def test_from_pixels_is_the_inverse_of_pixel_mask(case, size):
-    mask, (h, w) = case
-    patch_mask = PatchMask.from_mask(mask, (h, w))
-    pixels = patch_mask.pixel_mask(h * size[0], w * size[1])
+    mask, grid = case
+    size = size[: len(grid)]
+    patch_mask = PatchMask.from_mask(mask, grid)
+    pixels = patch_mask.pixel_mask(*(parts * side for parts, side in zip(grid, size, strict=True)))
     for given_ in (pixels, pixels[:, 0], pixels.bool()):
         again = PatchMask.from_pixels(given_, size)
         assert torch.equal(again.mask, mask)
-        assert again.grid == (h, w)
+        assert again.grid == grid
         assert torch.equal(again.ids_restore, patch_mask.ids_restore)
-    if size[0] == size[1]:
+    if len(grid) == 2 and size[0] == size[1]:
         assert torch.equal(PatchMask.from_pixels(pixels, size[0]).mask, mask)
 
 

@@ -38,7 +38,7 @@ def coin(p):
 
 @given(grid=draws.grids, batch=draws.batches, seed=draws.seeds, scale=st.floats(0.01, 30))
 def test_score_entropy_is_that_of_each_image_s_draw(grid, batch, seed, scale):
-    length = grid[0] * grid[1]
+    length = math.prod(grid)
     logits = scale * torch.randn(batch, length, generator=torch.Generator().manual_seed(seed))
     expected = 0.0
     for row in logits.double().tolist():

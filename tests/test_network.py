@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,7 +39,7 @@ def test_options_shape_the_network():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_images_are_pooled_by_the_mean_of_squares(layout):
     images = torch.randn(2, 3, 12, 20, dtype=torch.float64).contiguous(memory_format=layout)
-    pooled = area_pool(images, 4)
+    pooled = area_pool(images, (4, 4))
     assert pooled.shape == (2, 3, 3, 5)
     for row in range(3):
         for column in range(5):
@@ -66,6 +68,51 @@ def test_the_network_is_its_layers_in_plain_torch_one_after_the_other(options):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "downsample"), [(1, 1), (1, 4), (3, 1), (3, 2), (3, (1, 4, 4))]
+)
+def test_for_signals_and_clips_it_is_its_layers_in_plain_torch(dimensions, downsample):
+    torch.manual_seed(0)
+    network = MaskingNetwork(channels=4, downsample=downsample, dimensions=dimensions)
+    images = torch.randn(2, 3, *(4, 8, 12)[-dimensions:])
+    convolve, pool = {1: (F.conv1d, F.avg_pool1d), 3: (F.conv3d, F.avg_pool3d)}[dimensions]
+    hidden = pool(images, downsample)
+    for layer in network.convolutions:
+        plain = isinstance(layer, nn.ReLU)
+        hidden = hidden.relu() if plain else convolve(hidden, layer.weight, layer.bias, padding=1)
+    found, expected = network(images), hidden.sigmoid()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weight, parameters = torch.randn_like(found), list(network.parameters())
+    for one, other in zip(
+        torch.autograd.grad((found * weight).sum(), parameters),
+        torch.autograd.grad((expected * weight).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert list(network.state_dict()) == list(MaskingNetwork(channels=4).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("images", "dimensions", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8), 1, r"\(B, 3, T\), got .*; set network=dict\(dimensions=2\)"),
+        (torch.zeros(1, 3, 4, 8, 8), 2, r"\(B, 3, H, W\), got .*dict\(dimensions=3\)"),
+        (torch.zeros(1, 8, 8, 8, 3), 3, r"channels-last \(B, D, H, W, C\): .*\(0, 4, 1, 2, 3\)"),
+        (torch.zeros(1, 99, 3), 1, r"channels-last \(B, T, C\): give images.permute\(0, 2, 1\)"),
+        (torch.zeros(1, 8, 3, 8, 8), 3, r"before the channels: give images.transpose\(1, 2\)"),
+        (torch.zeros(1, 4, 8, 8, 8), 3, r"\(B, 3, D, H, W\), got .*; set network=dict\(in_chan"),
+    ],
+)
+def test_images_that_are_not_the_network_s_are_refused(images, dimensions, message):
+    with pytest.raises(ValueError, match=message):
+        MaskingNetwork(dimensions=dimensions)(images)
+
+
+def test_a_score_map_of_other_dimensions_is_refused():
+    with pytest.raises(ValueError, match=r"\(B, 1, D', H', W'\), got \(1, 1, 4, 4\)"):
+        pool_scores(torch.zeros(1, 1, 4, 4), (1, 2, 2))
+
+
 def test_a_patch_score_is_the_mean_of_its_part_of_the_score_map():
     score_map = torch.rand(2, 1, 6, 8)
     scores = pool_scores(score_map, (3, 2))
@@ -78,7 +125,7 @@ def test_a_patch_score_is_the_mean_of_its_part_of_the_score_map():
 @given(draws.grids, st.floats(-3, 3), st.floats(0.1, 10), st.floats(0.2, 5), draws.seeds)
 def test_standardised_logits_ignore_shift_and_scale(grid, shift, scale, temperature, seed):
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(2, grid[0] * grid[1], generator=generator, dtype=torch.float64)
+    z = torch.randn(2, math.prod(grid), generator=generator, dtype=torch.float64)
     one = standardise_logits(z, temperature)
     other = standardise_logits(z * scale + shift, temperature)
     assert torch.allclose(one, other, atol=1e-4)
@@ -110,6 +157,9 @@ def test_logits_invert_the_sigmoid_and_stay_finite_at_the_ends():
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"channels": 0}, "channels must be at least 1"),
         ({"downsample": 0}, "downsample must be at least 1"),
+        ({"downsample": (1, 0)}, "downsample must be at least 1"),
+        ({"downsample": (1, 2, 2)}, "one for each of 2 dimensions, got \\(1, 2, 2\\)"),
+        ({"dimensions": 4}, "dimensions must be 1, 2 or 3, got 4"),
         ({"norm": "batch"}, "None or 'group', got 'batch'"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -55,9 +57,9 @@ def test_gumbel_noise_is_finite_whatever_is_drawn(dtype, monkeypatch):
     assert noise[0] < noise[1]
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (14, 14), (7, 5), (3, 40)])
+@pytest.mark.parametrize("grid", [(1, 1), (14, 14), (7, 5), (3, 40), (50,), (8, 14, 14)])
 def test_fixed_tie_breaks_are_distinct_and_the_same_in_every_image_and_call(grid):
-    like = torch.empty(3, grid[0] * grid[1])
+    like = torch.empty(3, math.prod(grid))
     numbers = tie_breaks(like, grid)
     assert numbers.dtype == torch.float32
     assert torch.equal(numbers, tie_breaks(like, grid, generator(1)))

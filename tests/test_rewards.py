@@ -36,6 +36,15 @@ def test_patch_variance_is_each_patch_s_own():
             torch.testing.assert_close(variance, expected)
 
 
+@pytest.mark.parametrize("size", [(24,), (8, 16, 24)])
+def test_patch_variance_of_signals_and_volumes_is_that_of_their_patches(size):
+    pictures, sides = torch.randn(4, 3, *size), (4,) * len(size)
+    pixels = patchify(pictures, sides).unflatten(2, (-1, 3))
+    expected = pixels.var(2, correction=0).mean(2)
+    found = patch_variance(pictures, tuple(side // 4 for side in size))
+    torch.testing.assert_close(found, expected)
+
+
 def test_patch_variance_is_exact_far_from_0():
     # Of pictures that are not normalised the mean is far larger than the deviation.
     pictures = images() + 1000

@@ -72,3 +72,36 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence():
         draw_masks(images, patch_mask, images.numpy())
     with pytest.raises(ValueError, match=r"with B=2, one per mask, got \(1, 3, 32, 32\)"):
         draw_masks(images[:1], patch_mask)
+
+
+def test_a_clip_is_drawn_as_strips_of_one_frame_of_each_slot():
+    clip = torch.zeros(2, 3, 8, 16, 16)
+    clip[:, :, 4:6] = 1.0  # the third of four slots is white
+    patch_mask = AdversarialMasking(0.5, (8, 8, 8))(clip).tubes(4)
+    picture = draw_masks(clip, patch_mask, clip)
+    height, width = picture.shape[:2]
+    assert width / height == pytest.approx(4 / 8, rel=0.05)  # four frames; two clips of four strips
+    strip = picture[height // 40 : height // 12, :].astype(float).mean((0, 2))
+    frames = [strip[int(width * (i + 0.7) / 4)] for i in range(4)]
+    assert frames == pytest.approx([0, 0, 255, 0], abs=5)
+    plain = draw_masks(clip, RandomMasking(0.5, (2, 8, 8))(clip))
+    assert plain.shape[0] < height
+
+
+def test_of_a_long_clip_eight_frames_are_drawn():
+    clip = torch.linspace(0, 1, 24)[:, None, None].expand(1, 3, 24, 8, 8)
+    picture = draw_masks(clip, RandomMasking(0.5, (2, 8, 8))(clip))
+    height, width = picture.shape[:2]
+    strip = picture[height // 3, :].astype(float).mean(1)
+    shown = [strip[int(width * (i + 0.5) / 8)] / 255 for i in range(8)]
+    slots = [0, 1, 3, 4, 6, 7, 9, 10]  # of twelve
+    assert shown == pytest.approx([2 * slot / 23 for slot in slots], abs=0.02)
+
+
+def test_signals_are_not_drawn_and_images_of_another_kind_are_refused():
+    signals = torch.rand(2, 3, 64)
+    with pytest.raises(ValueError, match=r"got a mask of signals; plot .*pixel_mask\(samples\)"):
+        draw_masks(signals, RandomMasking(0.5, (8,))(signals))
+    clip = torch.rand(2, 3, 4, 16, 16)
+    with pytest.raises(ValueError, match=r"\(B, C, D, H, W\) with B=2.* got \(2, 3, 16, 16\)"):
+        draw_masks(clip[:, :, 0], RandomMasking(0.5, (2, 8, 8))(clip))

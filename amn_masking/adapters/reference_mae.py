@@ -136,8 +136,11 @@ class MaskedAutoencoderMixin(nn.Module):
         """Whether the errors are this class's: a model may override :meth:`patch_error`."""
         return type(self).patch_error is MaskedAutoencoderMixin.patch_error
 
-    def mask_patch_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels of the model's patches; None where it does not say."""
+    def mask_patch_size(self) -> tuple[int, ...] | None:
+        """(height, width) in pixels of the model's patches, or as many numbers as its grid has
+        dimensions; None where it does not say. For a model of clips that keeps the frames of a
+        patch elsewhere, override it.
+        """
         size = getattr(self.patch_embed, "patch_size", None)
         return (size, size) if isinstance(size, int) else size
 

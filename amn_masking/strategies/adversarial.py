@@ -55,12 +55,13 @@ class AdversarialMasking(MaskingStrategy):
     Args:
         mask_ratio, prediction_ratio: as in :class:`MaskingStrategy`; refused where the threshold
             takes none. The network chooses what is predicted.
-        patch_size: side of a patch in pixels, or (height, width). In mmpretrain it defaults to
-            the method's own.
+        patch_size: side of a patch in pixels, or a tuple of one to three, as in
+            :class:`MaskingStrategy`. In mmpretrain it defaults to the method's own.
         network: any module from images ``(B, C, H, W)`` to a score map ``(B, 1, H', W')`` in
             (0, 1) that the grid of patches divides; or arguments of :class:`MaskingNetwork`, of
-            which ``downsample`` is by default the largest that leaves a patch two scores a side,
-            8 for patches of 16 pixels. The specification's network is ``dict(downsample=1)``.
+            which ``dimensions`` follows from ``patch_size``, and ``downsample`` is by default the
+            largest that leaves a patch two scores a side, 8 for patches of 16 pixels. The
+            specification's network is ``dict(downsample=1)``.
         threshold: a :class:`~amn_masking.thresholds.Threshold`, or
             ``dict(type='quantile' | 'constant' | 'mean' | 'tracking' | 'difficulty', ...)``.
         estimator: an :class:`~amn_masking.estimators.Estimator`, or
@@ -119,7 +120,7 @@ class AdversarialMasking(MaskingStrategy):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         network: Mapping[str, Any] | nn.Module | None = None,
         threshold: Mapping[str, Any] | Threshold | None = None,
         estimator: Mapping[str, Any] | Estimator | None = None,
@@ -137,7 +138,12 @@ class AdversarialMasking(MaskingStrategy):
         super().__init__(patch_size, None)
         networks = {"MaskingNetwork": MaskingNetwork}
         self.network: nn.Module = build(
-            network, nn.Module, networks, "network", downsample=coarsest(self.patch_size)
+            network,
+            nn.Module,
+            networks,
+            "network",
+            downsample=coarsest(self.patch_size),
+            dimensions=len(self.patch_size),
         )
         self.threshold = build(threshold, Threshold, THRESHOLDS, "threshold")
         self.estimator = build(estimator, Estimator, ESTIMATORS, "estimator")  # type: ignore[type-abstract]
@@ -329,11 +335,15 @@ class AdversarialMasking(MaskingStrategy):
         return {"strength": self.strength, **self.threshold.log_values()}
 
 
-def coarsest(patch_size: tuple[int, int]) -> int:
+def coarsest(patch_size: tuple[int, ...]) -> int | tuple[int, ...]:
     """The largest ``downsample`` that leaves a patch two scores a side: 8 for patches of 16 pixels.
 
-    A divisor of both sides, at most half of the shorter one; 1 where there is none.
+    A divisor of both sides, at most half of the shorter one; 1 where there is none. Of three sides
+    the first has its own, so that patches of few frames do not forbid to pool their pixels.
     """
+    if len(patch_size) == 3:
+        rows, depth = coarsest(patch_size[1:]), coarsest(patch_size[:1])
+        return (depth, rows, rows)  # type: ignore[return-value]
     common = math.gcd(*patch_size)
     return max([d for d in range(1, min(patch_size) // 2 + 1) if common % d == 0], default=1)
 

@@ -48,7 +48,7 @@ class AttentionMasking(RankedMasking):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         hint_share: float = 0.0,
         attention: Callable[[Tensor], Tensor] | None = None,
         *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,12 @@ from amn_masking.checks import check_tensor
 from amn_masking.config import settings
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
-from amn_masking.patches import grid_size
+from amn_masking.patches import SHAPES, grid_size, patch_sides
 from amn_masking.schedules import Schedule
 from amn_masking.strategies.ratios import Ratio, RatioMixin, predict_part
 from amn_masking.watch import TrainingWatch
+
+MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class MaskingStrategy(RatioMixin, nn.Module):
@@ -29,7 +30,9 @@ class MaskingStrategy(RatioMixin, nn.Module):
     :class:`~amn_masking.strategies.ranked.RankedMasking`, which needs only an order of the patches.
 
     Args:
-        patch_size: side of a patch in pixels, or (height, width); the encoder's.
+        patch_size: side of a patch in pixels, or (height, width); the encoder's. A tuple of one
+            number for signals ``(B, C, T)``, of three for volumes, or clips whose first axis are
+            frames, ``(B, C, D, H, W)``; the grid has as many dimensions.
         mask_ratio: share of the patches to mask, in (0, 1): a number, or a schedule such as
             ``dict(type='linear', start=0.25, end=0.75)``. By default MAE's 0.75, or in mmpretrain
             the method's own.
@@ -77,7 +80,7 @@ class MaskingStrategy(RatioMixin, nn.Module):
 
     def __init__(
         self,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         mask_ratio: Ratio | None = None,
         *,
         prediction_ratio: Ratio | None = None,
@@ -86,10 +89,7 @@ class MaskingStrategy(RatioMixin, nn.Module):
         self.loss = None
         self.told_of_progress = False
         self.watch = TrainingWatch()
-        size = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-            raise ValueError(f"patch_size must be one or two positive integers, got {patch_size!r}")
-        self.patch_size: tuple[int, int] = (size[0], size[1])
+        self.patch_size = patch_sides(patch_size)
         self.schedules: dict[str, Schedule] = {}
         self.progress: tuple[float, float | None, float | None] = (0.0, 0, 0)
         self.register_forward_hook(predict_part, with_kwargs=True)  # type: ignore[type-var]
@@ -101,14 +101,16 @@ class MaskingStrategy(RatioMixin, nn.Module):
         """Make the mask.
 
         Args:
-            images: ``(B, C, H, W)``, normalised as the encoder sees them.
+            images: ``(B, C, H, W)``, or of the dimensions of ``patch_size``, normalised as the
+                encoder sees them.
             generator: source of all randomness, on the images' device; torch's global one if not
                 given.
-            valid: ``(B, L)`` patches or ``(B, H, W)`` pixels, bool, False where there is no data
-                (a satellite's nodata, a scan's padding). A patch with a pixel without data is not
-                valid: it is never masked and never in a loss. Where the count is fixed, an image
-                with no more valid patches than are to be masked is refused: take a lower ratio, or
-                a threshold with free counts, which masks fewer there.
+            valid: ``(B, L)`` patches or ``(B, H, W)`` pixels, all axes but the channels; bool,
+                False where there is no data (a satellite's nodata, a scan's padding). A patch with
+                a pixel without data is not valid: it is never masked and never in a loss. Where the
+                count is fixed, an image with no more valid patches than are to be masked is
+                refused: take a lower ratio, or a threshold with free counts, which masks fewer
+                there.
 
         Raises:
             TypeError: images or ``valid`` are no tensors, or images are integers.
@@ -197,7 +199,7 @@ class MaskingStrategy(RatioMixin, nn.Module):
     def require(
         self,
         host: str,
-        patch_size: tuple[int, int] | None = None,
+        patch_size: tuple[int, ...] | None = None,
         equal_counts: str = "",
         no_gate: str = "",
         normalised_targets: bool = False,
@@ -231,30 +233,42 @@ class MaskingStrategy(RatioMixin, nn.Module):
                 "it once more and reward flat patches; use reward='error', or switch norm_pix off"
             )
 
-    def grid(self, images: Tensor) -> tuple[int, int]:
-        """(rows, columns) of patches of ``(B, C, H, W)`` images.
+    def grid(self, images: Tensor) -> tuple[int, ...]:
+        """(rows, columns) of patches of ``(B, C, H, W)`` images; one number for each of
+        ``patch_size``.
 
         Raises:
             TypeError: no tensor, or one of integers.
-            ValueError: not four dimensions, patches that do not tile the images, or a
-                ``mask_ratio``, or an end of its schedule, that leaves none visible or none masked.
+            ValueError: other dimensions than those of ``patch_size``, patches that do not tile the
+                images, or a ``mask_ratio``, or an end of its schedule, that leaves none visible or
+                none masked.
         """
         check_tensor(images, "images")
-        if images.dim() != 4:
-            raise ValueError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+        number = len(self.patch_size)
+        expected = f"expected images of shape {SHAPES[number]}, got {tuple(images.shape)}"
+        if images.dim() != number + 2:
+            raise ValueError(
+                f"{expected}; patch_size={self.patch_size} is for {number} dimensions, a tuple of "
+                "another length for signals, images, or clips and volumes"
+            )
         if not images.is_floating_point():
             raise TypeError(
                 "expected images as the encoder sees them, of floating point and normalised, got "
                 f"{images.dtype}; such as (images.float() / 255 - mean) / std"
             )
-        if images.shape[3] <= 4 < min(images.shape[1:3]):
+        if images.shape[-1] <= 4 < min(images.shape[1:-1]):
+            order = (0, number + 1, *range(1, number + 1))
             raise ValueError(
-                f"expected images of shape (B, C, H, W), got {tuple(images.shape)}, which looks "
-                "like channels-last; give images.permute(0, 3, 1, 2)"
+                f"{expected}, which looks like channels-last; give images.permute{order}"
             )
-        h, w = grid_size(images.shape[2], images.shape[3], self.patch_size)
-        self.check_counts(h * w, *self.ends("mask_ratio"))
-        return h, w
+        frames = images.shape[2]
+        if number == 3 and frames <= 4 < images.shape[1] and frames % self.patch_size[0]:
+            raise ValueError(
+                f"{expected}, which looks like frames before channels; give images.transpose(1, 2)"
+            )
+        grid = grid_size(images.shape[2:], self.patch_size)
+        self.check_counts(math.prod(grid), *self.ends("mask_ratio"))
+        return grid
 
     def valid_patches(self, valid: Tensor | None, images: Tensor) -> Tensor | None:
         """``(B, L)`` bool from a mask of patches or of pixels; None where none was given.
@@ -268,16 +282,17 @@ class MaskingStrategy(RatioMixin, nn.Module):
         check_tensor(valid, "valid")
         if valid.dtype != torch.bool:
             raise TypeError(f"valid expected bool, True where there is data, got {valid.dtype}")
-        h, w = self.grid(images)
-        batch, _, height, width = images.shape
-        if valid.shape == (batch, h * w):
+        patches = (len(images), math.prod(self.grid(images)))
+        pixels = (len(images), *images.shape[2:])
+        if valid.shape == patches:
             return valid
-        if valid.shape == (batch, height, width):
+        if valid.shape == pixels:
             holes = (~valid).to(torch.float32)[:, None]
-            return F.max_pool2d(holes, self.patch_size).flatten(1) == 0
+            return MAX_POOL[len(self.patch_size)](holes, self.patch_size).flatten(1) == 0
+        axes = SHAPES[len(self.patch_size)].replace("C, ", "")
         raise ValueError(
-            f"valid expected (B, L) = {(batch, h * w)} patches or (B, H, W) = "
-            f"{(batch, height, width)} pixels, got {tuple(valid.shape)}"
+            f"valid expected (B, L) = {patches} patches or {axes} = {pixels} pixels, got "
+            f"{tuple(valid.shape)}"
         )
 
     def extra_repr(self) -> str:

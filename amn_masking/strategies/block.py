@@ -28,7 +28,7 @@ class BlockMasking(RankedMasking):
         min_aspect: least ratio of height to width, in (0, 1]; the largest is its inverse.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range, or patches of a signal, clip or volume.
 
     Example:
         >>> import torch
@@ -46,6 +46,12 @@ class BlockMasking(RankedMasking):
         prediction_ratio: Ratio | None = None,
     ) -> None:
         super().__init__(mask_ratio, patch_size, prediction_ratio=prediction_ratio)
+        if len(self.patch_size) != 2:
+            raise ValueError(
+                "BlockMasking masks rectangles of the patches of an image and expected a "
+                f"patch_size of two numbers, got {self.patch_size}; of a clip mask one frame and "
+                "repeat it: masking(clip[:, :, 0]).tubes(slots)"
+            )
         if min_patches < 1:
             raise ValueError(f"min_patches must be at least 1, got {min_patches}")
         if not 0 < min_aspect <= 1:

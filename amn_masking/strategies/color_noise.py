@@ -51,7 +51,7 @@ class ColorNoiseMasking(RankedMasking):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         color: Color = "green",
         low: float = 0.75,
         high: float = 1.5,
@@ -71,18 +71,23 @@ class ColorNoiseMasking(RankedMasking):
 
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """The noise, at each patch."""
-        height, width = self.grid(images)
+        grid = self.grid(images)
         # A filter by Fourier transform is periodic: on a larger field its edges do not meet.
-        field = (2 * height, 2 * width)
+        field = tuple(2 * side for side in grid)
+        axes = tuple(range(1, len(grid) + 1))
         white = normal((images.shape[0], *field), images.device, generator)
-        noise = torch.fft.irfft2(torch.fft.rfft2(white) * self.response(field, images), s=field)
-        return noise[:, :height, :width].flatten(1)
+        gain = self.response(field, images)
+        noise = torch.fft.irfftn(torch.fft.rfftn(white, dim=axes) * gain, s=field, dim=axes)
+        for axis, side in zip(axes, grid, strict=True):
+            noise = noise.narrow(axis, 0, side)
+        return noise.flatten(1)
 
-    def response(self, field: tuple[int, int], like: Tensor) -> Tensor:
+    def response(self, field: tuple[int, ...], like: Tensor) -> Tensor:
         """``(h, w // 2 + 1)``, the filter's gain at each frequency of a field of h x w patches."""
-        rows = torch.fft.fftfreq(field[0], device=like.device)
-        columns = torch.fft.rfftfreq(field[1], device=like.device)
-        square = rows[:, None].square() + columns[None, :].square()
+        square = torch.fft.rfftfreq(field[-1], device=like.device).square()
+        for axis, side in enumerate(field[-2::-1], 1):
+            frequency = torch.fft.fftfreq(side, device=like.device).square()
+            square = frequency.reshape(-1, *[1] * axis) + square
         narrow, wide = (
             torch.exp(-2 * (math.pi * width) ** 2 * square) for width in (self.low, self.high)
         )

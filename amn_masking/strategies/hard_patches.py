@@ -45,7 +45,7 @@ class HardPatchMasking(AdversarialMasking):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         network: Mapping[str, Any] | nn.Module | None = None,
         random_share: Ratio | None = None,
         loss: Mapping[str, Any] | CombinedAdversarialLoss | None = None,

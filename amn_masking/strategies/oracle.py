@@ -36,7 +36,7 @@ class OracleMasking(RankedMasking):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         error: Callable[[Tensor], Tensor] | None = None,
         draws: int = 4,
         *,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Generator, Tensor
 
 from amn_masking.counts import count_visible
@@ -37,7 +39,7 @@ class RandomMasking(MaskingStrategy):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         *,
         prediction_ratio: Ratio | None = None,
     ) -> None:
@@ -48,7 +50,7 @@ class RandomMasking(MaskingStrategy):
     ) -> PatchMask:
         grid = self.grid(images)
         self.mask_made()
-        length = grid[0] * grid[1]
+        length = math.prod(grid)
         num_visible = count_visible(length, self.mask_ratio)
         noise = uniform((images.shape[0], length), images.device, generator)
         if valid is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Generator, Tensor
 
 from amn_masking.checks import check_finite
 from amn_masking.counts import count_masked
 from amn_masking.mask import PatchMask
-from amn_masking.patches import fill_invalid
+from amn_masking.patches import fill_invalid, times
 from amn_masking.strategies.base import MaskingStrategy
 from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds.base import Candidates
@@ -39,7 +41,7 @@ class RankedMasking(MaskingStrategy):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         *,
         prediction_ratio: Ratio | None = None,
     ) -> None:
@@ -66,16 +68,17 @@ class RankedMasking(MaskingStrategy):
         Raises:
             ValueError: there is no function, or it gives another shape.
         """
-        function, (h, w) = getattr(self, name), self.grid(images)
+        function, grid = getattr(self, name), self.grid(images)
         if function is None:
             raise ValueError(
                 f"{type(self).__name__} expected {name}=, a function from images to the (B, L) "
                 f"{name} of the patches; in mmpretrain {giver} gives it by itself"
             )
         values = function(images).float()
-        if values.shape != (images.shape[0], h * w):
+        expected = (images.shape[0], math.prod(grid))
+        if values.shape != expected:
             raise ValueError(
-                f"{name}= expected to give ({images.shape[0]}, {h * w}) for a {h} x {w} grid, "
+                f"{name}= expected to give {expected} for a {times(grid)} grid, "
                 f"without prefix tokens, got {tuple(values.shape)}"
             )
         return values
@@ -88,7 +91,7 @@ class RankedMasking(MaskingStrategy):
         valid = self.valid_patches(valid, images)
         images = fill_invalid(images, valid, grid)
         ratio = self.chosen_ratio if self.chooses_predicted else self.mask_ratio
-        num_masked = count_masked(grid[0] * grid[1], ratio)
+        num_masked = count_masked(math.prod(grid), ratio)
         priorities = self.priorities(images, num_masked, generator).float()
         check_finite(
             priorities,

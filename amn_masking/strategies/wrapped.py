@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -179,11 +180,11 @@ class RandomRatioMasking(WrappedMasking):
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
         low, high = self.ratio_range
-        h, w = self.grid(images)
+        length = math.prod(self.grid(images))
         self.check()
         # At once, and not when it happens to be drawn.
         for ratio in self.ratio_range:
-            self.masking.check_counts(h * w, ratio, ratio)
+            self.masking.check_counts(length, ratio, ratio)
         share = 0.5
         if self.training:
             # The host has to know how many patches are left, so it draws from its own generator.

@@ -56,7 +56,7 @@ class Candidates:
     """
 
     priorities: Tensor
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     scores: Tensor | None = None
     mask_ratio: float | None = None
     random_share: float = 0.0

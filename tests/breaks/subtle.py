@@ -48,8 +48,8 @@ SUBTLE = (
     Break(
         "from_mask takes 1 for visible",
         CORE + "mask.py",
-        "return cls.in_order(hard.bool(), num_visible, grid, visible_counts)",
-        "return cls.in_order(~hard.bool(), num_visible, grid, visible_counts)",
+        "return cls.in_order(hard.bool(), num_visible, tuple(grid), visible_counts)",
+        "return cls.in_order(~hard.bool(), num_visible, tuple(grid), visible_counts)",
         "test_mask.py",
     ),
     Break(
@@ -178,8 +178,8 @@ SUBTLE = (
     Break(
         "patches are channels-first within",
         CORE + "patches.py",
-        "patches.permute(0, 2, 4, 3, 5, 1).reshape(batch",
-        "patches.permute(0, 2, 4, 1, 3, 5).reshape(batch",
+        "order = (0, *places, *(axis + 1 for axis in places), 1)",
+        "order = (0, *places, 1, *(axis + 1 for axis in places))",
         "test_patches.py",
     ),
     # --- network
@@ -451,9 +451,23 @@ SUBTLE = (
     Break(
         "the variance of a patch is over its channels too",
         CORE + "rewards.py",
-        "deviation = pixels - pixels.mean((3, 5), keepdim=True)",
-        "deviation = pixels - pixels.mean((1, 3, 5), keepdim=True)",
+        "deviation = pixels - pixels.mean(inside, keepdim=True)",
+        "deviation = pixels - pixels.mean([1, *inside], keepdim=True)",
         "test_rewards.py",
+    ),
+    Break(
+        "a tube's error is the sum over its slots",
+        CORE + "learned.py",
+        "return self.one_slot.objective(slots.mean(1))",
+        "return self.one_slot.objective(slots.sum(1))",
+        "test_tubes.py",
+    ),
+    Break(
+        "tubes lie along the columns and not along time",
+        CORE + "tubes.py",
+        "patch_mask.mask.bool().repeat(1, slots)",
+        "patch_mask.mask.bool().repeat_interleave(slots, 1)",
+        "test_tubes.py",
     ),
     Break(
         "a network that is not trained goes unnoticed",

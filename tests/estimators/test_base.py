@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,15 +52,15 @@ def test_through_the_strategy_in_every_precision(name, case, seed, dtype, free):
     torch.manual_seed(seed)
     masking = AdversarialMasking(
         mask_ratio=None if free else ratio,
-        patch_size=2,
+        patch_size=(2,) * len(grid),
         estimator=dict(type=name),
         threshold=dict(type="mean") if free else dict(type="quantile"),
         network=dict(channels=2),
     )
-    length = grid[0] * grid[1]
+    length = math.prod(grid)
     enough = length > 2 if free else length - draws.visible_reference(length, ratio) > 1
     masking = masking.to(dtype).train(enough)
-    images = torch.randn(2, 3, 2 * grid[0], 2 * grid[1], dtype=dtype)
+    images = torch.randn(2, 3, *(2 * parts for parts in grid), dtype=dtype)
     patch_mask = masking(images)
     assert patch_mask.learned.surrogate.dtype == torch.float32
     assert torch.equal(patch_mask.learned.surrogate, patch_mask.mask)

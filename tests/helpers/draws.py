@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-grids = st.tuples(st.integers(1, 20), st.integers(1, 20)).filter(lambda g: g[0] * g[1] >= 2)
+grids_of_images = st.tuples(st.integers(1, 20), st.integers(1, 20)).filter(lambda g: g != (1, 1))
+grids = st.one_of(
+    grids_of_images,
+    st.tuples(st.integers(2, 60)),
+    st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(2, 7)),
+)
 batches = st.integers(1, 4)
 seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -23,10 +30,10 @@ def visible_reference(length: int, ratio: float) -> int:
 
 
 @st.composite
-def lengths_and_ratios(draw: st.DrawFn) -> tuple[tuple[int, int], float]:
+def lengths_and_ratios(draw: st.DrawFn) -> tuple[tuple[int, ...], float]:
     """A grid and a ratio that leaves at least one patch visible and one masked."""
     grid = draw(grids)
-    length = grid[0] * grid[1]
+    length = math.prod(grid)
     ratio = draw(ratios.filter(lambda r: 0 < visible_reference(length, r) < length))
     return grid, ratio
 
@@ -48,18 +55,20 @@ def score_tensors(draw: st.DrawFn, batch: int, length: int) -> Tensor:
 
 
 @st.composite
-def quantile_cases(draw: st.DrawFn) -> tuple[tuple[int, int], float, Tensor, int]:
+def quantile_cases(draw: st.DrawFn) -> tuple[tuple[int, ...], float, Tensor, int]:
     """Grid, ratio, keys, seed."""
     grid, ratio = draw(lengths_and_ratios())
-    keys = draw(score_tensors(draw(batches), grid[0] * grid[1]))
+    keys = draw(score_tensors(draw(batches), math.prod(grid)))
     return grid, ratio, keys, draw(seeds)
 
 
 @st.composite
-def masks(draw: st.DrawFn, free_counts: bool = False) -> tuple[Tensor, tuple[int, int]]:
+def masks(
+    draw: st.DrawFn, free_counts: bool = False, grids: st.SearchStrategy = grids
+) -> tuple[Tensor, tuple[int, ...]]:
     """A ``(B, L)`` 0/1 mask, with a visible and a masked patch in every image, and its grid."""
     grid = draw(grids)
-    length = grid[0] * grid[1]
+    length = math.prod(grid)
     batch = draw(batches)
     generator = torch.Generator().manual_seed(draw(seeds))
     counts = st.integers(1, length - 1)

@@ -23,7 +23,7 @@ def masks_of(threshold, logits, grid, mask_ratio=None, **more):
 
 def learn(patch_mask, logits=None, surrogate=None, estimate=None, **more):
     """The same mask as a learning strategy would give it; ``more`` of :class:`LearnedMask`."""
-    mask, (h, w) = patch_mask.mask, patch_mask.grid
+    mask = patch_mask.mask
     logits = torch.zeros_like(mask) if logits is None else logits
     scores = logits.detach().sigmoid()
     learned = LearnedMask(
@@ -31,7 +31,7 @@ def learn(patch_mask, logits=None, surrogate=None, estimate=None, **more):
         logits=logits,
         surrogate=mask if surrogate is None else surrogate,
         patch_scores=scores,
-        score_map=scores.reshape(-1, 1, h, w),
+        score_map=scores.reshape(-1, 1, *patch_mask.grid),
         threshold=torch.full_like(mask[:, 0], 0.5),
         estimate=estimate or (lambda reward, learned: 0 * learned.logits.sum()),
         **more,

@@ -21,7 +21,7 @@ from amn_masking.strategies import (
 )
 from amn_masking.strategies.adversarial import reverse_gradient
 from amn_masking.thresholds import Mean, Quantile
-from tests.helpers.pictures import SIDE, brightness
+from tests.helpers.pictures import SIDE, brightness, images_of, patch_of
 from tests.helpers.selections import choose
 
 
@@ -123,6 +123,24 @@ def test_every_strategy_compiles_for_every_batch_size_without_a_graph_break(name
         )
         assert (mask.sum(1) == 27).all()
         assert visible.shape == (batch, 9, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", [(36,), (1, 6, 6)], ids=["signals", "tubes of clips"])
+def test_signals_and_tubes_compile_without_a_graph_break(grid):
+    torch._dynamo.reset()
+    masking, slots = AdversarialMasking(0.75, patch_of(grid), dict(channels=4)), len(grid)
+
+    def tubes(images):
+        patch_mask = masking(images)
+        return patch_mask.tubes(slots) if slots > 1 else patch_mask
+
+    pred = torch.randn(2, 36 * slots, 8).requires_grad_()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    loss, mask, _ = compiled(tubes, images_of(grid), pred, torch.randn(2, 36 * slots, 8))
+    loss.backward()
+    assert (mask.sum(1) == 27 * slots).all()
+    assert masking.network.convolutions[0].weight.grad.abs().max() > 0
 
 
 BREAKS = {  # they read a count back, so the graph breaks there, and only there

@@ -24,7 +24,7 @@ from amn_masking.strategies import (
 )
 from tests.helpers import draws
 from tests.helpers.draws import generator
-from tests.helpers.pictures import SIDE, brightness, images_of
+from tests.helpers.pictures import SIDE, brightness, images_of, patch_of
 
 
 class RightEnd(MaskingStrategy):
@@ -33,9 +33,10 @@ class RightEnd(MaskingStrategy):
     takes_ratio = True
 
     def forward(self, images):
-        rows, columns = self.grid(images)
-        hidden = torch.arange(rows * columns) >= int(rows * columns * (1 - self.mask_ratio))
-        return PatchMask.from_mask(hidden.expand(len(images), -1), (rows, columns))
+        grid = self.grid(images)
+        length = math.prod(grid)
+        hidden = torch.arange(length) >= int(length * (1 - self.mask_ratio))
+        return PatchMask.from_mask(hidden.expand(len(images), -1), grid)
 
 
 FREE = {  # the predicted are a uniform part of the masked
@@ -64,7 +65,7 @@ def two_ratios(draw):
     """A grid, a mask ratio and a prediction ratio that leave a patch visible and predict two."""
     grid, masked = draw(draws.lengths_and_ratios())
     predicted = draw(st.floats(0.001, 1.0)) * masked
-    length = grid[0] * grid[1]
+    length = math.prod(grid)
     assume(length - draws.visible_reference(length, predicted) >= 2)
     return grid, masked, predicted
 
@@ -73,8 +74,9 @@ def two_ratios(draw):
 @given(case=two_ratios(), batch=draws.batches, seed=draws.seeds)
 def test_the_patches_part_in_three_by_mae_s_counts(name, case, batch, seed):
     grid, masked, predicted = case
-    length = grid[0] * grid[1]
-    strategy = ALL[name](masked, SIDE, prediction_ratio=predicted)
+    length = math.prod(grid)
+    assume(name != "block" or len(grid) == 2)
+    strategy = ALL[name](masked, patch_of(grid), prediction_ratio=predicted)
     patch_mask = strategy(images_of(grid, batch, seed))
     seen = draws.visible_reference(length, masked)
     count = length - draws.visible_reference(length, predicted)

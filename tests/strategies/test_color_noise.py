@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from amn_masking.strategies import (
     ColorNoiseMasking,
 )
 from tests.helpers.draws import generator
-from tests.helpers.pictures import SIDE, images_of
+from tests.helpers.pictures import SIDE, images_of, patch_of
 
 
 def spectrum(strategy, grid=(32, 32), batch=400):
@@ -52,3 +53,19 @@ def test_the_filter_is_a_difference_of_gaussians():
 
     expected = blurred(1.5) - blurred(3.0)
     assert torch.allclose(noise[:, 12:, 12:], expected[:, :12, :12], atol=1e-3)
+
+
+@pytest.mark.parametrize("grid", [(30,), (4, 6, 5)])
+def test_on_other_grids_it_is_the_same_filter_of_every_axis(grid):
+    """Beside the full transform, with the gain of each frequency by its distance from 0."""
+    strategy = ColorNoiseMasking(0.5, patch_of(grid), "green")
+    noise = strategy.priorities(images_of(grid, 2), 1, generator(4)).reshape(2, *grid)
+    field = [2 * parts for parts in grid]
+    white = torch.randn(2, *field, generator=generator(4))
+    axes = torch.meshgrid(*(torch.fft.fftfreq(parts) for parts in field), indexing="ij")
+    square = torch.stack(axes).square().sum(0)
+    narrow, wide = (torch.exp(-2 * (math.pi * width) ** 2 * square) for width in (0.75, 1.5))
+    places = tuple(range(1, len(grid) + 1))
+    expected = torch.fft.ifftn(torch.fft.fftn(white, dim=places) * (narrow - wide), dim=places).real
+    corner = (slice(None), *(slice(parts) for parts in grid))
+    torch.testing.assert_close(noise, expected[corner], rtol=1e-4, atol=1e-5)

@@ -89,7 +89,7 @@ def test_no_patch_is_drawn_at_random_unless_asked():
 
 @given(draws.grids, st.floats(0.05, 1.0), draws.seeds)
 def test_the_random_share_of_free_counts_is_of_each_image_s_own_count(grid, share, seed):
-    logits = torch.logit(torch.rand(3, grid[0] * grid[1], generator=generator(seed)), eps=0.01)
+    logits = torch.logit(torch.rand(3, math.prod(grid), generator=generator(seed)), eps=0.01)
     selection = choose(
         Mean(), logits, logits.sigmoid(), grid, random_share=share, generator=generator(seed)
     )

@@ -17,7 +17,7 @@ from tests.helpers.selections import choose
 
 @given(draws.grids, st.floats(0.3, 3.0), st.tuples(st.floats(0, 1), st.floats(0, 1)), draws.seeds)
 def test_mean_masks_what_is_above_scale_times_mean_within_the_range(grid, scale, bounds, seed):
-    length = grid[0] * grid[1]
+    length = math.prod(grid)
     low, high = sorted(bounds)
     least = max(1, math.ceil(low * length - 1e-9))
     most = min(length - 1, math.floor(high * length + 1e-9))
@@ -39,7 +39,7 @@ def test_mean_masks_what_is_above_scale_times_mean_within_the_range(grid, scale,
 @given(draws.grids, st.floats(0.1, 1.0), draws.seeds)
 def test_mean_masks_do_not_change_when_all_scores_are_scaled(grid, factor, seed):
     """score > scale * mean(scores): both sides scale alike."""
-    scores = torch.rand(2, grid[0] * grid[1], generator=generator(seed), dtype=torch.float64)
+    scores = torch.rand(2, math.prod(grid), generator=generator(seed), dtype=torch.float64)
     scores = scores * 0.98 + 0.01
     one, other = (
         choose(Mean(), torch.logit(s), s, grid, generator=generator(seed)).patch_mask.mask
@@ -68,8 +68,8 @@ def test_equal_scores_are_not_above_their_mean():
 
 @given(draws.grids, st.floats(0.5, 1.5), draws.seeds)
 def test_tau_of_a_free_count_is_the_policy_s_or_where_the_bound_cut(grid, scale, seed):
-    scores = torch.rand(4, grid[0] * grid[1], generator=generator(seed)) * 0.98 + 0.01
-    assume(grid[0] * grid[1] > 4)
+    scores = torch.rand(4, math.prod(grid), generator=generator(seed)) * 0.98 + 0.01
+    assume(math.prod(grid) > 4)
     selection = choose(Mean(scale, (0.3, 0.6)), torch.logit(scores), scores, grid)
     assert selection.free_counts
     assert not choose(Quantile(), scores, scores, grid, 0.5).free_counts

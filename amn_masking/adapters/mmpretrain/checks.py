@@ -91,7 +91,7 @@ class MaskableMethod(BaseSelfSupervisor):
                 "loss=dict(type='CombinedAdversarialLoss', ...))",
             )
 
-    def check_patch_size(self, patch_size: tuple[int, int]) -> None:
+    def check_patch_size(self, patch_size: tuple[int, ...]) -> None:
         """Refuse patches that are not the method's."""
         if patch_size != self.patch_size:
             raise ValueError(

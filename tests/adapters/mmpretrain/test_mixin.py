@@ -292,7 +292,12 @@ def test_what_cannot_work_is_refused(changes, error, message):
         step(build(**changes))
 
 
-@given(draws.masks(), st.sampled_from(["L1", "L2"]), st.sampled_from([None, 1, 3]), st.booleans())
+@given(
+    draws.masks(grids=draws.grids_of_images),
+    st.sampled_from(["L1", "L2"]),
+    st.sampled_from([None, 1, 3]),
+    st.booleans(),
+)
 def test_with_lambda_zero_the_loss_is_pixel_reconstruction_loss(case, criterion, channel, masked):
     mask, grid = case
     ours = CombinedAdversarialLoss(criterion, lambda_adv=0.0, channel=channel)

@@ -61,9 +61,9 @@ class SimMIM(SampleMasks, selfsup.SimMIM):
         # Its positions are relative, unless told otherwise.
         return super().own_grid if self.backbone.use_abs_pos_embed else None
 
-    def check_patch_size(self, patch_size: tuple[int, int]) -> None:
+    def check_patch_size(self, patch_size: tuple[int, ...]) -> None:
         token = self.head.patch_size
-        if any(side % token for side in patch_size):
+        if len(patch_size) != 2 or any(side % token for side in patch_size):
             raise ValueError(
                 f"masking has patch_size={patch_size}, but SimMIM masks whole tokens of {token} "
                 f"pixels; use a multiple of {token}, or leave patch_size out"
