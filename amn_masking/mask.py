@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from amn_masking.checks import check_grid_of, check_tensor, check_tokens
+from amn_masking import tokens
+from amn_masking.checks import check_grid_of, check_tensor
 from amn_masking.counts import longest_row
 from amn_masking.patches import (
     SHAPES,
@@ -255,92 +255,12 @@ class PatchMask:
         """Whether :meth:`gather_visible` lets a gradient to the masking network through."""
         return self.learned is not None and self.learned.gate
 
-    def gather_visible(self, tokens: Tensor) -> Tensor:
-        """Keep the visible tokens.
-
-        Args:
-            tokens: ``(B, L, D)``, without prefix tokens.
-
-        Returns:
-            ``(B, N, D)``. Padding rows are 0. With :attr:`gate` the tokens are multiplied by
-            1 - surrogate: exactly 1 in value.
-
-        Raises:
-            ValueError: the tokens are not one per patch of this mask.
-        """
-        check_tokens(self, tokens, self.num_patches, "L")
-        ids = self.ids_keep
-        visible = tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
-        if self.learned is not None and self.gate:
-            shown = 1 - self.learned.surrogate.gather(1, ids)
-            visible = visible * shown[:, :, None].to(visible.dtype)
-        if (padding := self.padding) is not None:
-            visible = visible.masked_fill(padding[:, :, None], 0)
-        return visible
-
-    def scatter(self, visible: Tensor, mask_token: Tensor) -> Tensor:
-        """Put visible tokens back in place and a mask token everywhere else.
-
-        Args:
-            visible: ``(B, N, D)``, as :meth:`gather_visible` orders them.
-            mask_token: ``(D,)`` or any shape that broadcasts to ``(B, L, D)``.
-
-        Returns:
-            ``(B, L, D)``.
-
-        Raises:
-            ValueError: the tokens are not one per visible patch of this mask.
-        """
-        check_tokens(self, visible, self.num_visible, "N")
-        batch, dim = visible.shape[0], visible.shape[2]
-        filler = mask_token.to(visible.dtype)
-        if (padding := self.padding) is not None:
-            visible = torch.where(padding[:, :, None], filler, visible)
-        rest = filler.expand(batch, self.num_patches - self.num_visible, dim)
-        tokens = torch.cat([visible, rest], dim=1)
-        return tokens.gather(1, self.ids_restore[:, :, None].expand(-1, -1, dim))
-
-    def gather_decoded(self, tokens: Tensor) -> Tensor:
-        """Keep the tokens that a decoder needs: the visible ones and the predicted ones.
-
-        Call it behind :meth:`scatter` and the positions, and :meth:`scatter_decoded` behind the
-        decoder. Where nothing is left out both return what they were given.
-
-        Args:
-            tokens: ``(B, L, D)``, without prefix tokens.
-
-        Returns:
-            ``(B, N + P, D)``, the visible ones first.
-
-        Raises:
-            ValueError: the tokens are not one per patch of this mask.
-        """
-        check_tokens(self, tokens, self.num_patches, "L")
-        if self.num_left_out == 0:
-            return tokens
-        ids = self.ids_shuffle[:, : self.num_patches - self.num_left_out]
-        return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
-
-    def scatter_decoded(self, decoded: Tensor) -> Tensor:
-        """Put a decoder's output back in place, and 0 where a patch was left out.
-
-        Args:
-            decoded: ``(B, N + P, D)``, as :meth:`gather_decoded` orders them.
-
-        Returns:
-            ``(B, L, D)``.
-
-        Raises:
-            ValueError: the tokens are not one per visible and predicted patch of this mask.
-        """
-        check_tokens(self, decoded, self.num_patches - self.num_left_out, "N + P")
-        if self.num_left_out == 0:
-            return decoded
-        tokens = F.pad(decoded, (0, 0, 0, self.num_left_out))
-        return tokens.gather(1, self.ids_restore[:, :, None].expand(-1, -1, tokens.shape[2]))
-
-    check_grid = check_grid_of  # a method, written beside the other refusals
-
+    # Methods, each written beside its own kind.
+    gather_visible = tokens.gather_visible
+    scatter = tokens.scatter
+    gather_decoded = tokens.gather_decoded
+    scatter_decoded = tokens.scatter_decoded
+    check_grid = check_grid_of
     tubes = tubes_of
 
     def pixel_mask(self, *size: int) -> Tensor:

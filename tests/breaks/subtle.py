@@ -61,16 +61,16 @@ SUBTLE = (
     ),
     Break(
         "padding tokens keep what was gathered for them",
-        CORE + "mask.py",
-        "            visible = visible.masked_fill(padding[:, :, None], 0)\n",
-        "            pass\n",
+        CORE + "tokens.py",
+        "        visible = visible.masked_fill(padding[:, :, None], 0)\n",
+        "        pass\n",
         "test_mask.py laws",
     ),
     Break(
         "scatter leaves encoded padding where mask tokens belong",
-        CORE + "mask.py",
-        "            visible = torch.where(padding[:, :, None], filler, visible)\n",
-        "            pass\n",
+        CORE + "tokens.py",
+        "        visible = torch.where(padding[:, :, None], filler, visible)\n",
+        "        pass\n",
         "test_mask.py laws",
     ),
     Break(
@@ -82,9 +82,9 @@ SUBTLE = (
     ),
     Break(
         "the gate multiplies by the surrogate and not by 1 less it",
-        CORE + "mask.py",
-        "shown = 1 - self.learned.surrogate.gather(1, ids)",
-        "shown = 1 + self.learned.surrogate.gather(1, ids)",
+        CORE + "tokens.py",
+        "shown = 1 - patch_mask.learned.surrogate.gather(1, ids)",
+        "shown = 1 + patch_mask.learned.surrogate.gather(1, ids)",
         "test_mask.py strategies",
     ),
     Break(
@@ -407,9 +407,9 @@ SUBTLE = (
     ),
     Break(
         "the decoder's output goes back one set too far",
-        CORE + "mask.py",
-        "F.pad(decoded, (0, 0, 0, self.num_left_out))",
-        "F.pad(decoded, (0, 0, self.num_left_out, 0))",
+        CORE + "tokens.py",
+        "F.pad(decoded, (0, 0, 0, patch_mask.num_left_out))",
+        "F.pad(decoded, (0, 0, patch_mask.num_left_out, 0))",
         "test_mask.py",
     ),
     # --- schedules, meters, noise, rewards, the watch
