@@ -217,7 +217,7 @@ def model_untouched(target: Target, **options: float) -> bool:
 def wrong_use(target: Target) -> bool:
     """A strategy of other patches, and images that do not split into patches, are refused."""
     model, images = model_of(target), images_of(target)
-    finer = learned(target, patch_size=target.patch_size // 2)
+    finer = learned(target, patch_size=(target.own_patch or target.patch_size) // 2)
     cut = images[:, :, : -(target.patch_size // 2)]
     return refused("patch_size", lambda: target.step(model, images, finer)) and refused(
         "patch", lambda: target.step(model, cut, learned(target))
@@ -296,8 +296,9 @@ def predicts_all(target: Target) -> bool:
 
 
 def left_out(target: Target) -> bool:
-    """The decoder gets the prefix and the visible and predicted patches; the pixels of those that
-    are left out change no loss and no predicted error, bit for bit."""
+    """The decoder gets the prefix and the visible and predicted patches, or mask tokens in the
+    place of all others; the pixels of those that are left out change no loss and no predicted
+    error, bit for bit."""
     model, images = model_of(target), images_of(target)
     _, whole = shuffled(target, RATIO)
     some = some_left_out(whole)
@@ -305,11 +306,12 @@ def left_out(target: Target) -> bool:
     def step(images: Tensor, patch_mask: PatchMask) -> Step:
         return target.step(model, images, Given(target.patch_size, patch_mask))
 
-    tokens = step(images, whole).decoded
-    prefix, patches = tokens[:, : target.prefix], tokens[:, target.prefix :]
-    if target.decodes_in_order:
-        patches = patches.take_along_dim(whole.ids_shuffle[:, :, None], 1)
-    expected = torch.cat([prefix, patches[:, : whole.num_patches - some.num_left_out]], 1)
+    expected = step(images, whole).decoded
+    if not target.decodes_all:
+        prefix, patches = expected[:, : target.prefix], expected[:, target.prefix :]
+        if target.decodes_in_order:
+            patches = patches.take_along_dim(whole.ids_shuffle[:, :, None], 1)
+        expected = torch.cat([prefix, patches[:, : whole.num_patches - some.num_left_out]], 1)
     hidden = spread_to_pixels(some.mask - some.predicted, some.grid, *target.image_size)
     one, two = (step(x, some) for x in (images, images + hidden * images.square()))
     return (

@@ -1,15 +1,17 @@
-"""transformers: ``ViTMAEForPreTraining`` with any masking strategy, under Trainer or in any loop.
+"""transformers: masked-image models with any masking strategy, under Trainer or in any loop.
 
     model.masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
 
     class MaskedTrainer(MaskedTrainerMixin, Trainer): ...
 
-The mask goes in by the model's own argument ``noise``.
+The mask goes in by the model's own argument: ``noise``, as of ``ViTMAEForPreTraining``, or
+``bool_masked_pos``, as of ``SwinForMaskedImageModeling``.
 """
 
 from __future__ import annotations
 
-from amn_masking.adapters.huggingface.forward import MaskedPass, masked_forward, patch_error
+from amn_masking.adapters.huggingface.forward import MaskedPass, masked_forward
+from amn_masking.adapters.huggingface.noise_in import patch_error
 from amn_masking.adapters.huggingface.trainer import MaskedTrainerMixin
 
 __all__ = ["MaskedPass", "MaskedTrainerMixin", "masked_forward", "patch_error"]

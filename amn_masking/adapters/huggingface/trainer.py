@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amn_masking.adapters.huggingface.forward import find_vit_mae, masked_forward
+from amn_masking.adapters.huggingface.forward import find_interface, masked_forward
 from amn_masking.adapters.resuming import differences
 from amn_masking.meters import adversarial_gain, mask_statistics
 
@@ -51,7 +51,7 @@ class MaskedTrainerMixin:
         # A mean is what the Trainer has to divide by the accumulation steps. It would not if the
         # data had labels, because the model's **kwargs look as if it took num_items_in_batch.
         self.model_accepts_loss_kwargs = False
-        masking = find_vit_mae(model)._modules.get("masking")
+        masking = find_interface(model).model._modules.get("masking")
         if masking is None:
             raise ValueError(
                 "expected a masking strategy in model.masking; before the Trainer is made say "

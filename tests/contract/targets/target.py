@@ -46,11 +46,14 @@ class Target:
         prefix: P, prefix tokens in front of the patches (class, register tokens).
         image_size: (height, width) in pixels of the test images.
         patch_size: side of a patch in pixels.
+        own_patch: side of the model's patches, where a strategy's may be a multiple of it.
         free_counts: whether images of a batch may keep different numbers of patches.
         gate: whether the adapter takes ``gate=True``; one that does not must refuse it.
         row_major: whether visible tokens come in the grid's order, not in that of ``ids_keep``.
         decodes_in_order: whether the decoder gets all L patches in the order of the grid, and not
             in that of ``ids_shuffle``, which is that of the N + M where some are left out.
+        decodes_all: whether the decoder gets all patches, also where some are left out, with mask
+            tokens in the place of their content.
         masked_mean: whether the codebase's own loss is the mean error of the predicted patches.
         keeps: attributes of the model that the adapter may change for good, by name.
     """
@@ -60,10 +63,12 @@ class Target:
     prefix: int = 1
     image_size: tuple[int, int] = (32, 32)
     patch_size: int = 8
+    own_patch: int | None = None
     free_counts: bool = False
     gate: bool = False
     row_major: bool = False
     decodes_in_order: bool = True
+    decodes_all: bool = False
     masked_mean: bool = True
     keeps: tuple[str, ...] = ()
 

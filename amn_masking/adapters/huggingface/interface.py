@@ -1,0 +1,85 @@
+"""What a kind of model is asked for, so that it runs under a mask made elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from amn_masking.mask import PatchMask
+from amn_masking.strategies import MaskingStrategy
+
+
+class Interface:
+    """One way of handing a mask to a model, and its error back; for one forward pass.
+
+    Args:
+        model: one that :meth:`serves` it.
+
+    Attributes:
+        argument: of the model's forward, by which the mask goes in.
+        name: of the model's class, for messages.
+    """
+
+    argument: str
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self.name = type(model).__name__
+
+    @classmethod
+    def serves(cls, module: nn.Module) -> bool:
+        """Whether the module is a model of this kind."""
+        takes = {"pixel_values", cls.argument}
+        return "decoder" in module._modules and takes <= forward_arguments(type(module))
+
+    def check(self, strategy: MaskingStrategy | None) -> None:
+        """Raise ValueError where the model, or the strategy on it, could not work.
+
+        Args:
+            strategy: None where the mask is made already.
+        """
+        raise NotImplementedError
+
+    def check_mask(
+        self,
+        patch_mask: PatchMask,
+        images: Tensor,
+        strategy: MaskingStrategy | None,
+        any_size: bool,
+    ) -> None:
+        """Raise ValueError where the mask is not one of the model's patches.
+
+        Args:
+            patch_mask: that of this pass.
+            images: ``(B, C, H, W)``.
+            strategy: as for :meth:`check`.
+            any_size: whether the model is asked to interpolate its positions.
+        """
+        raise NotImplementedError
+
+    def hand_in(self, patch_mask: PatchMask, images: Tensor) -> Tensor:
+        """What the argument has to be, so that the model masks what the mask says."""
+        raise NotImplementedError
+
+    def inside(self, patch_mask: Callable[[], PatchMask]) -> AbstractContextManager[None]:
+        """For the duration of the pass, what the argument alone does not do.
+
+        Args:
+            patch_mask: gives the mask, once it is made.
+        """
+        raise NotImplementedError
+
+    def error(self, outputs: Any, images: Tensor, patch_mask: PatchMask) -> Tensor:
+        """``(B, L)`` error of each patch of the mask, as the model's own loss measures it."""
+        raise NotImplementedError
+
+
+@cache
+def forward_arguments(cls: type[nn.Module]) -> frozenset[str]:
+    """The names of what a class of modules takes."""
+    return frozenset(inspect.signature(cls.forward).parameters)
