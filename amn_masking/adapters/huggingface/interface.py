@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,8 +33,9 @@ class Interface:
     @classmethod
     def serves(cls, module: nn.Module) -> bool:
         """Whether the module is a model of this kind."""
-        takes = {"pixel_values", cls.argument}
-        return "decoder" in module._modules and takes <= forward_arguments(type(module))
+        if "decoder" not in module._modules:
+            return False
+        return {"pixel_values", cls.argument} <= set(inspect.signature(module.forward).parameters)
 
     def check(self, strategy: MaskingStrategy | None) -> None:
         """Raise ValueError where the model, or the strategy on it, could not work.
@@ -77,9 +77,3 @@ class Interface:
     def error(self, outputs: Any, images: Tensor, patch_mask: PatchMask) -> Tensor:
         """``(B, L)`` error of each patch of the mask, as the model's own loss measures it."""
         raise NotImplementedError
-
-
-@cache
-def forward_arguments(cls: type[nn.Module]) -> frozenset[str]:
-    """The names of what a class of modules takes."""
-    return frozenset(inspect.signature(cls.forward).parameters)
