@@ -22,7 +22,7 @@ class ReferenceMAE(Target):
     package = "timm"
     free_counts = True
     gate = True
-    keeps = ("error_checked",)
+    keeps = ("mask_checked", "error_checked")
 
     def __init__(self, name: str, norm_pix_loss: bool) -> None:
         self.name = name
