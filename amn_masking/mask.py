@@ -52,6 +52,7 @@ class PatchMask:
         num_predicted: masked patches of each image that are predicted, P; the others are left out:
             no one sees them and no one predicts them. In ``ids_shuffle`` the predicted come before
             the left out. None where a ``prediction_ratio`` was not asked for: all are predicted.
+        slots: time slots that are masked alike, of :meth:`tubes`; 1 of any other mask.
 
     Example:
         >>> import torch
@@ -73,6 +74,7 @@ class PatchMask:
     valid: Tensor | None = None
     learned: LearnedMask | None = None
     num_predicted: int | None = None
+    slots: int = 1
 
     @classmethod
     def from_shuffle(
@@ -141,7 +143,7 @@ class PatchMask:
                 masked patch.
         """
         check_tensor(mask, "mask")
-        if mask.dim() in (3, 4):
+        if mask.dim() in (3, 4) and grid in (None, tuple(mask.shape[1:])):
             grid, mask = tuple(mask.shape[1:]), mask.flatten(1)
         length = mask.shape[-1]
         if grid is None:
@@ -289,7 +291,16 @@ class PatchMask:
         grid of one dimension three axes are a signal's, ``(B, C, T)``.
 
         So NaN, which often stands for no data, reaches neither the encoder nor the target.
+
+        Raises:
+            ValueError: on a grid of one dimension, what may be a signal or its patches.
         """
+        if len(self.grid) == 1 and self.valid is not None and values.shape[1] == self.num_patches:
+            raise ValueError(
+                f"a signal of {self.num_patches} channels and its {self.num_patches} patches cannot "
+                "be told apart; for the signal patches.fill_invalid(signal, valid, grid), for its "
+                "patches values.where(valid[:, :, None], 0)"
+            )
         return fill_invalid(values, self.valid, self.grid)
 
     def take(self, images: Tensor) -> PatchMask:

@@ -79,19 +79,24 @@ def adversarial_gain(
 
 
 def at_random(patch_mask: PatchMask, generator: Generator | None = None) -> PatchMask:
-    """Masks that hide and predict as many patches of each image, at random valid positions."""
-    mask, valid = patch_mask.mask, patch_mask.valid
-    noise = uniform(mask.shape, mask.device, generator)
+    """Masks that hide and predict as many patches of each image, at random valid positions. In the
+    place of tubes, tubes.
+    """
+    slots, valid, counts = patch_mask.slots, patch_mask.valid, patch_mask.visible_counts
+    places, predicted = patch_mask.num_patches // slots, patch_mask.num_predicted
+    valid = None if valid is None else valid[:, :places]  # alike in every slot, as all of a tube is
+    noise = uniform((len(patch_mask.mask), places), patch_mask.mask.device, generator)
     if valid is not None:
         noise = noise.masked_fill(~valid, -1.0)
-    return PatchMask.from_shuffle(
+    drawn = PatchMask.from_shuffle(
         noise.argsort(1),
-        patch_mask.num_visible,
-        patch_mask.grid,
-        patch_mask.visible_counts,
+        patch_mask.num_visible // slots,
+        patch_mask.grid if slots == 1 else patch_mask.grid[1:],
+        None if counts is None else counts // slots,
         valid,
-        patch_mask.num_predicted,
+        None if predicted is None else predicted // slots,
     )
+    return drawn if slots == 1 else drawn.tubes(slots)
 
 
 @torch.no_grad()

@@ -39,13 +39,13 @@ def tubes_of(patch_mask: PatchMask, slots: int) -> PatchMask:
     """
     grid = patch_mask.grid
     places = grid[1:] if len(grid) == 3 and grid[0] == 1 else grid
-    if len(places) > 2:
+    if len(places) != 2:
         raise ValueError(
             f"tubes expected a mask of the places of a frame, of grid (rows, columns) or (1, rows, "
             f"columns), got {grid}; give the strategy patches as deep as the clip, "
             "patch_size=(frames, height, width)"
         )
-    if not isinstance(slots, int) or slots < 1:
+    if type(slots) is not int or slots < 1:
         raise ValueError(f"tubes expected a number of time slots, at least 1, got {slots!r}")
     counts, valid, count = patch_mask.visible_counts, patch_mask.valid, patch_mask.num_predicted
     repeated = patch_mask.in_order(
@@ -58,7 +58,8 @@ def tubes_of(patch_mask: PatchMask, slots: int) -> PatchMask:
         None if count is None else slots * count,
     )
     learned = patch_mask.learned
-    return replace(repeated, learned=None if learned is None else learned_tubes(learned, slots))
+    made = None if learned is None else learned_tubes(learned, slots)
+    return replace(repeated, learned=made, slots=slots)
 
 
 def learned_tubes(learned: LearnedMask, slots: int) -> LearnedMask:

@@ -169,7 +169,13 @@ def chequers(size: Sequence[int], grid: Sequence[int]) -> Tensor:
 def undo(images: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
     """The images before they were normalised, float32."""
     images = images.detach().float()
-    return images if mean is None or std is None else images * std + mean
+    if mean is None or std is None:
+        return images
+    # One number for each channel, whatever axes of length 1 stand around it.
+    mean, std = (
+        x if x.numel() == 1 else x.reshape(-1, *[1] * (images.dim() - 2)) for x in (mean, std)
+    )
+    return images * std + mean
 
 
 def pixel_range(pixels: Tensor) -> tuple[Tensor, Tensor]:

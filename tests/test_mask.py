@@ -361,3 +361,20 @@ def test_an_image_that_does_not_split_into_the_grid_is_refused(size):
     patch_mask = PatchMask.from_mask(torch.tensor([[1.0, 0, 0, 1]]))
     with pytest.raises(ValueError, match=f"image of {size[0]} x {size[1]} pixels does not split"):
         patch_mask.pixel_mask(*size)
+
+
+def test_a_grid_beside_a_mask_that_has_its_own_is_followed_or_refused():
+    mask = torch.eye(4)[None]
+    assert PatchMask.from_mask(mask, (4, 4)).grid == (4, 4)
+    with pytest.raises(ValueError, match="does not fill a grid of 2 x 8"):
+        PatchMask.from_mask(mask, (2, 8))
+
+
+def test_patches_of_a_signal_without_data_are_not_taken_for_the_signal():
+    valid = torch.tensor([[True, True, True, False]])
+    patch_mask = replace(PatchMask.from_mask(torch.tensor([[1, 0, 0, 0]]), (4,)), valid=valid)
+    filled = patch_mask.fill_invalid(torch.ones(1, 2, 40))
+    assert torch.equal(filled[0, 0], (torch.arange(40) < 30).float())
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        patch_mask.fill_invalid(torch.ones(1, 4, 20))
+    assert replace(patch_mask, valid=None).fill_invalid(torch.ones(1, 4, 20)).all()

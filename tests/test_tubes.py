@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss, PatchMask, RandomMasking
 from amn_masking.estimators import ESTIMATORS
+from amn_masking.meters import adversarial_gain, at_random
 from amn_masking.patches import patchify
 from amn_masking.prediction import predict_some
 from amn_masking.strategies import BlockMasking, HardPatchMasking
@@ -219,3 +220,27 @@ def test_other_masks_and_numbers_of_slots_are_refused(grid, slots, message):
     patch_mask = PatchMask.from_mask((torch.arange(12) < 6)[None], grid)
     with pytest.raises(ValueError, match=message):
         patch_mask.tubes(slots)
+
+
+def test_random_masks_in_the_place_of_tubes_are_tubes():
+    """Else random tubes would look hard: what is visible in another slot is easily told."""
+    clips = torch.randn(64, 3, 8, 16, 16)
+    valid = torch.rand(64, 8, 16, 16) > -1
+    valid[:, :, :4, :4] = False
+    tubes = RandomMasking(0.5, (8, 4, 4))(clips, valid=valid).tubes(4)
+    drawn = at_random(tubes).mask.unflatten(1, (4, 16))
+    assert (drawn == drawn[:, :1]).all()
+    assert (drawn[:, 0].sum(1) == 8).all()
+    assert not drawn[:, :, 0].any()  # the patch without data
+
+    def copying(mask):
+        """Low where the same place is visible in some slot."""
+        shown = (1 - mask.mask).unflatten(1, (4, 16)).amax(1).repeat(1, 4)
+        return 1.0 - 0.9 * shown
+
+    assert adversarial_gain(copying, tubes).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_signal_has_no_tubes():
+    with pytest.raises(ValueError, match="places of a frame"):
+        RandomMasking(0.5, (8,))(torch.randn(2, 1, 64)).tubes(4)

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("matplotlib", reason="needs the extra 'viz'")
 
 from amn_masking import AdversarialMasking, RandomMasking
-from amn_masking.visualize import draw_masks
+from amn_masking.visualize import draw_masks, undo
 
 
 def first_panel(images, **options):
@@ -105,3 +105,13 @@ def test_signals_are_not_drawn_and_images_of_another_kind_are_refused():
     clip = torch.rand(2, 3, 4, 16, 16)
     with pytest.raises(ValueError, match=r"\(B, C, D, H, W\) with B=2.* got \(2, 3, 16, 16\)"):
         draw_masks(clip[:, :, 0], RandomMasking(0.5, (2, 8, 8))(clip))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1, 1), (1, 3, 1, 1)])
+@pytest.mark.parametrize("size", [(4, 4), (3, 4, 4)])
+def test_mean_and_deviation_are_of_the_channels_however_many_axes_they_have(shape, size):
+    mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])
+    images = torch.randn(2, 3, *size)
+    expected = [images[:, c] * std[c] + mean[c] for c in range(3)]
+    found = undo(images, mean.reshape(shape), std.reshape(shape))
+    torch.testing.assert_close(found, torch.stack(expected, 1))

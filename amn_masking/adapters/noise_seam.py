@@ -21,6 +21,9 @@ class NoiseSeam(TorchFunctionMode):
 
     Attributes:
         answered: how many calls were answered.
+
+    Raises:
+        ValueError: inside, from such a call: of a type in which ranks would tie, or with ``out=``.
     """
 
     def __init__(self, patch_mask: PatchMask) -> None:
@@ -35,6 +38,14 @@ class NoiseSeam(TorchFunctionMode):
             if isinstance(size, (tuple, list)) and tuple(size) == tuple(self.ranks.shape):
                 self.answered += 1
                 dtype = kwargs.get("dtype") or torch.get_default_dtype()
+                if (
+                    self.ranks.shape[1] > 2 / torch.finfo(dtype).eps
+                    or kwargs.get("out") is not None
+                ):
+                    raise ValueError(
+                        f"the order of {self.ranks.shape[1]} patches expected noise of a type that "
+                        f"tells them apart, such as float32, and no out=, got {dtype}"
+                    )
                 return self.ranks.to(kwargs.get("device") or self.ranks.device, dtype)
         return func(*args, **kwargs)
 

@@ -48,15 +48,20 @@ class MaskedAutoencoderMixin(nn.Module):
     there is not looked at. A caller may also give a PatchMask, which then counts, whatever
     ``masking`` is; patches that are not valid in it are shown to the encoder as 0.
 
-    In the first step the mask that the model returns is compared with the strategy's: a model that
-    masks elsewhere, by a method of its own, would train in silence with another mask.
+    The mask that the model returns is compared with the strategy's, in the first step and whenever
+    the counts or the mode change: a model that masks elsewhere, by a method or at a ratio of its
+    own, would train in silence with another mask.
 
     Attributes:
         masking: a :class:`MaskingStrategy`, or None.
-        mask_checked: whether the model was seen to use the strategy's mask.
+        mask_checked: mode and counts of the last mask that the model was seen to use.
         error_checked: whether :meth:`patch_error` was seen to be what the model minimises.
     """
 
+    remedy = (
+        "Its forward pass does not mask by random_masking(x, mask_ratio): override the method that "
+        "it calls in its place, or use NoiseSeamMixin"
+    )
     masking: Any
     patch_embed: Any
     patchify: Any
@@ -64,7 +69,8 @@ class MaskedAutoencoderMixin(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_module("masking", None)
-        self.mask_checked = self.error_checked = False
+        self.mask_checked: tuple[Any, ...] = ()
+        self.error_checked = False
 
     def forward(self, imgs: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward pass, under the strategy's mask.
@@ -172,14 +178,17 @@ class MaskedAutoencoderMixin(nn.Module):
         return outputs[2] if len(outputs) > 2 else None
 
     def check_mask(self, outputs: Any, patch_mask: PatchMask) -> None:
-        """Once: the mask that the model used is the one that it was given.
+        """The mask that the model used is the one that it was given.
 
-        Reads one number back to the host, in the first step only.
+        Reads one number back to the host, in the first step and when counts or mode are others
+        than when it was last compared.
 
         Raises:
             ValueError: it is another, or none was returned.
         """
-        if self.mask_checked or not isinstance(outputs, tuple):
+        counts = patch_mask.num_visible, patch_mask.num_predicted
+        now = (self.training, *(() if patch_mask.padding is not None else counts))
+        if self.mask_checked == now or not isinstance(outputs, tuple):
             return
         used, name = self.used_mask(outputs), type(self).__name__
         asked = patch_mask.predicted
@@ -190,16 +199,15 @@ class MaskedAutoencoderMixin(nn.Module):
                 f"{tuple(asked.shape)}, got {shape}: whether it used the strategy's cannot be "
                 "seen. Override used_mask(outputs) to return it"
             )
-        other = int((used.reshape(asked.shape) != asked).sum())
+        other = int((used != asked).sum())
         if other:
             raise ValueError(
                 f"{name} masked other patches than the strategy: {other} of the batch's "
                 f"{asked.numel()} differ ({float(used.float().mean()):.3f} masked, asked for "
                 f"{float(asked.mean()):.3f}), so the masking network would be rewarded for patches "
-                "that were visible. Its forward pass does not mask by random_masking(x, "
-                "mask_ratio): override the method that it calls in its place, or use NoiseSeamMixin"
+                f"that were visible. {self.remedy}"
             )
-        self.mask_checked = True
+        self.mask_checked = now
 
     def decoding(self, patch_mask: PatchMask) -> AbstractContextManager[None]:
         """Context in which the model's decoder runs without the patches that are left out."""
@@ -286,20 +294,35 @@ class NoiseSeamMixin(MaskedAutoencoderMixin):
 
     For forks whose ``random_masking`` has other arguments or results than the reference's, or
     another name. ``forward`` need not take ``mask_ratio`` if the ratio of the model is the
-    strategy's. Counts that differ between images and a ``prediction_ratio`` are refused: the
-    model's own masking knows neither.
+    strategy's; where it does, it gets :meth:`ratio_for` the mask. Counts that differ between
+    images, a ``prediction_ratio`` and ``gate=True`` are refused: the model's own masking knows none
+    of them.
     """
 
+    remedy = (
+        "It keeps other counts than int(L * (1 - mask_ratio)) of the patches, or the ratio is its "
+        "own: override ratio_for(patch_mask) to give the ratio at which it keeps "
+        "patch_mask.num_visible, or set the model's ratio to the strategy's"
+    )
+
+    def ratio_for(self, patch_mask: PatchMask) -> float:
+        """The ``mask_ratio`` at which the model's own masking shows as many patches."""
+        return ratio_of(patch_mask)
+
     def hand_down(self, call: inspect.BoundArguments, patch_mask: PatchMask) -> None:
-        if patch_mask.padding is not None or patch_mask.num_left_out:
-            what = "left-out patches" if patch_mask.num_left_out else "counts that differ"
+        kinds = {
+            "left-out patches": patch_mask.num_left_out,
+            "counts that differ": patch_mask.padding is not None,
+            "a gate": patch_mask.gate,
+        }
+        for what in (kind for kind, there in kinds.items() if there):
             raise ValueError(
                 f"the strategy gives masks with {what}, which {type(self).__name__}'s own masking "
-                "by noise cannot make; use MaskedAutoencoderMixin, threshold=dict(type='quantile') "
-                "and no prediction_ratio"
+                "by noise cannot make; use MaskedAutoencoderMixin, or threshold=dict(type="
+                "'quantile') without prediction_ratio and gate"
             )
         if "mask_ratio" in call.signature.parameters:
-            call.arguments["mask_ratio"] = ratio_of(patch_mask)
+            call.arguments["mask_ratio"] = self.ratio_for(patch_mask)
 
     @contextmanager
     def injected(self, patch_mask: PatchMask) -> Iterator[None]:

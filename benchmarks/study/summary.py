@@ -119,7 +119,9 @@ def summary(results: Path) -> list[str]:
             (name, ratio), difference = cells[words]
             text = f"{difference.mean:+.3f} ({interval(difference).strip('()')})"
             text += f", ratio {ratio:g}, n = {len(difference.differences)}"
-            texts.append(f"{text} ({name})" if words == "best free masks" else text)
+            kind = name.removeprefix(f"{words}, ")
+            named = words == "best free masks" or kind != name
+            texts.append(f"{text} ({kind})" if named else text)
         lines.append(line(words, *texts))
     return lines
 

@@ -172,6 +172,44 @@ def test_a_model_of_another_ratio_is_refused():
         build(OwnRatio, learned(0.25))(images())
 
 
+@pytest.mark.parametrize("mixin", [NoiseSeamMixin, MaskedAutoencoderMixin])
+def test_a_model_that_fits_at_first_only_is_refused_when_it_no_longer_does(mixin):
+    """Its ratio is its own, and that of the strategy moves away from it."""
+
+    class First(SmallMaskedAutoencoder):
+        def forward_encoder(self, imgs, mask_ratio):
+            self.first = self.__dict__.get("first", mask_ratio)
+            return super().forward_encoder(imgs, self.first)
+
+    model = build(First, learned(dict(type="linear", start=0.5, end=0.75)), mixin)
+    model(images())
+    model(images())
+    model.masking.set_progress(1.0)
+    with pytest.raises(ValueError, match=r"masked other patches than|expected tokens"):
+        model(images())
+
+
+def test_a_fork_with_another_count_says_at_which_ratio_it_keeps_the_strategy_s():
+    class Masks(OtherResults):  # int(L * ratio) patches are masked, where the reference keeps
+        def random_masking(self, length, batch, mask_ratio=None):
+            return super().random_masking(
+                length, batch, 1 - (length - int(length * mask_ratio)) / length
+            )
+
+    with pytest.raises(ValueError, match=r"masked other patches.*override ratio_for"):
+        build(Masks, RandomMasking(0.5, 8))(images())
+    model = build(Masks, RandomMasking(0.5, 8))
+    model.ratio_for = lambda mask: (mask.num_patches - mask.num_visible + 0.5) / mask.num_patches
+    assert model(images())[2].mean() == 0.5
+
+
+@pytest.mark.parametrize("how", [dict(dtype=torch.bfloat16), dict(out=torch.empty(2, 400))])
+def test_noise_that_cannot_hold_the_order_is_refused(how):
+    patch_mask = PatchMask.from_mask((torch.arange(800).reshape(2, 400) % 2).float())
+    with pytest.raises(ValueError, match="expected noise of a type"), NoiseSeam(patch_mask):
+        torch.rand(2, 400, **how)
+
+
 def test_a_model_that_returns_no_mask_is_refused():
     class NoMask(SmallMaskedAutoencoder):
         def forward(self, imgs, mask_ratio=0.75):
@@ -186,6 +224,7 @@ def test_a_model_that_returns_no_mask_is_refused():
     [
         (dict(mask_ratio=0.75, prediction_ratio=0.25), "left-out patches"),
         (dict(mask_ratio=None, threshold=dict(type="mean")), "counts that differ"),
+        (dict(estimator=dict(type="straight_through"), gate=True), "a gate"),
     ],
 )
 def test_what_its_own_masking_cannot_make_is_refused(masking, what):

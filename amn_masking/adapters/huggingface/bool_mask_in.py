@@ -61,12 +61,11 @@ class BoolMaskIn(Interface):
     ) -> None:
         side, own = self.side, self.own_patch
         # The model's loss spreads the mask over images of its own size, whatever the positions.
+        size: tuple[int, ...] = (own, own)
         if strategy is not None:
             size = strategy.patch_size
-        else:
-            rows, columns = (side // count for count in patch_mask.grid)
-            whole = all(side // own % count == 0 for count in patch_mask.grid)
-            size = (rows, columns) if whole else (own, own)
+        elif len(patch_mask.grid) == 2 and all(side // own % n == 0 for n in patch_mask.grid):
+            size = tuple(side // n for n in patch_mask.grid)
         patch_mask.check_grid(images, size, self.name, (side // size[0], side // size[1]))
 
     def hand_in(self, patch_mask: PatchMask, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amn_masking.adapters.decoded import decoded_only
 from amn_masking.adapters.huggingface.interface import Interface
+from amn_masking.adapters.noise_seam import ratio_of
 from amn_masking.adapters.own_loss import check_followed
 from amn_masking.mask import PatchMask
 from amn_masking.patches import normalise_patches, patchify
@@ -54,9 +55,7 @@ class NoiseIn(Interface):
             )
 
     def hand_in(self, patch_mask: PatchMask, images: Tensor) -> Tensor:
-        # The model keeps int(L * (1 - mask_ratio)): half a patch keeps it clear of rounding.
-        kept = patch_mask.num_visible + 0.5
-        self.model.config.mask_ratio = 1 - kept / patch_mask.num_patches
+        self.model.config.mask_ratio = ratio_of(patch_mask)
         # It sorts the noise, so a patch's place in the order is noise that gives that order.
         return patch_mask.ids_restore.float()
 
