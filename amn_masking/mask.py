@@ -298,8 +298,8 @@ class PatchMask:
         if len(self.grid) == 1 and self.valid is not None and values.shape[1] == self.num_patches:
             raise ValueError(
                 f"a signal of {self.num_patches} channels and its {self.num_patches} patches "
-                "cannot be told apart; for the signal patches.fill_invalid(signal, valid, grid), for its "
-                "patches values.where(valid[:, :, None], 0)"
+                "cannot be told apart; for the signal patches.fill_invalid(signal, valid, grid), "
+                "for its patches values.where(valid[:, :, None], 0)"
             )
         return fill_invalid(values, self.valid, self.grid)
 
