@@ -1,4 +1,6 @@
-"""The table and the chart of docs/evidence.md: every strategy beside random masks, by data set."""
+"""The table and the chart of docs/evidence.md: every strategy beside random masks, by data set; and
+the table of docs/prediction_ratio.md.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ from pathlib import Path
 
 from benchmarks.study.cifar_arms import CHOSEN as CIFAR_CHOSEN
 from benchmarks.study.cifar_arms import GPU
-from benchmarks.study.evidence import best_free, fill, price, rows_of
-from benchmarks.study.experiments import CHOSEN
+from benchmarks.study.evidence import best_free, fill, mean, price, rows_of
+from benchmarks.study.experiments import CHOSEN, PREDICTED, SEEN
 from benchmarks.study.figures import forest
+from benchmarks.study.settings import USABLE
 from benchmarks.study.stats import Comparison, compare
 from benchmarks.study.tables import Cell, by_cell, interval, line
 
@@ -20,9 +23,12 @@ STOCK: Cell = ("random", 0.75)
 
 
 def write_summary(docs: Path, results: Path) -> None:
-    """Make the tables of evidence.md and price.md, and the chart, anew; errors as for ``fill``."""
+    """Make the tables of evidence.md, price.md and prediction_ratio.md, and the chart, anew; errors
+    as for ``fill``.
+    """
     fill(docs / "evidence.md", results, {"summary": summary})
     fill(docs / "price.md", results, {"price": price})
+    fill(docs / "prediction_ratio.md", results, {"sets": sets})
     chart(results, docs / CHART)
 
 
@@ -124,6 +130,25 @@ def summary(results: Path) -> list[str]:
             texts.append(f"{text} ({kind})" if named else text)
         lines.append(line(words, *texts))
     return lines
+
+
+def sets(results: Path) -> list[str]:
+    """Linear probe by what is seen, what is predicted, and how that is chosen; tuning seeds."""
+    kinds = ("random", "adversarial", "cooperative")
+    heads = [f"{data}, {kind}" for data in USABLE for kind in kinds]
+    probes = {
+        data: by_cell(rows_of(results, "seen_predicted", "tune", data), "probe") for data in USABLE
+    }
+    lines = [line("seen", "predicted", *heads), line(*["---"] * (2 + len(heads)))]
+    stock = [mean(probes[data].get(STOCK)) for data in USABLE]
+    lines.append(line("0.25", "0.75 (stock)", *(text for one in stock for text in (one, "", ""))))
+    for seen in SEEN:
+        for predicted in PREDICTED:
+            cells = [(f"{kind}, seen {seen:g}", predicted) for kind in kinds]
+            texts = [mean(probes[data].get(one)) for data in USABLE for one in cells]
+            lines.append(line(f"{seen:g}", f"{predicted:g}", *texts))
+    seeds = [f"{data} {max(map(len, probes[data].values()), default=0)}" for data in USABLE]
+    return [*lines, "", f"Seeds: {', '.join(seeds)}."]
 
 
 def chart(results: Path, path: Path) -> None:

@@ -181,15 +181,15 @@ def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
 
 
 def test_the_committed_tables_are_made_of_the_committed_rows(tmp_path):
-    docs, pages = RESULTS.parent, ("evidence.md", "price.md", "results/shapes_and_digits.md")
+    docs, filled = RESULTS.parent, ("evidence.md", "price.md", "prediction_ratio.md")
     (tmp_path / "images").mkdir()
-    for page in ("evidence.md", "price.md"):
+    for page in filled:
         shutil.copy(docs / page, tmp_path)
     shutil.copytree(RESULTS, tmp_path / "results")
     write_all(tmp_path / "results")
     write_details(tmp_path / "results")
     write_summary(tmp_path, tmp_path / "results")
-    for page in (*pages, "results/study.md"):
+    for page in (*filled, "results/shapes_and_digits.md", "results/study.md"):
         assert (tmp_path / page).read_text() == (docs / page).read_text(), page
     assert (tmp_path / CHART).read_bytes()[:4] == b"\x89PNG"
 
