@@ -1,9 +1,9 @@
 # make demo: train a small masked autoencoder with learned masks and look at what it masks.
 # make test: every test. Both set themselves up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help env env-forks demo docs test test-fast test-forks test-floor test-thorough mutants breaks estimators methods adapters examples evidence-tables study-smoke lint typecheck package recipes
+.PHONY: help env env-demo env-forks demo docs test test-fast test-forks test-floor test-thorough mutants breaks estimators methods adapters examples evidence-tables study-smoke lint typecheck package recipes
 
-EXTRAS := mmpretrain,timm,huggingface,lightly,test,dev,docs
+EXTRAS := mmpretrain,timm,huggingface,lightly,monai,test,dev,docs
 PYTHON_ENV := .venv/bin/python
 WORK_DIR := work_dirs/demo
 CONFIG := configs/mmpretrain/mae_amn_vit-tiny_photos.py
@@ -18,7 +18,11 @@ env:
 env-forks:
 	@bash .ci/env.sh .venv-onedl "onedl,test,dev"
 
-demo: env data/photos
+# What the demo needs, in the same folder: make test adds the rest.
+env-demo:
+	@bash .ci/env.sh .venv mmpretrain,demo
+
+demo: env-demo data/photos
 	@echo "As by: mim train mmpretrain $(CONFIG) --work-dir $(WORK_DIR)"
 	@$(PYTHON_ENV) -W ignore demo/train.py $(CONFIG) $(WORK_DIR)
 	@$(PYTHON_ENV) -W ignore demo/report.py $(WORK_DIR)
@@ -52,10 +56,12 @@ test-floor:
 test-fast: env
 	$(PYTHON_ENV) -m pytest -m "not slow"
 
-# Every law on ten times as many drawn cases, and the original loop with all that it may be made of.
+# Every law on ten times as many drawn cases as in CI, the original loop with all that it may be made
+# of, and the proofs that a costly test can fail: over an hour.
 test-thorough: env
-	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 -m "not slow" --timeout 7200
-	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 tests/estimators/test_original_loop.py
+	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 -m "hypothesis and not slow" --timeout 7200
+	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 --timeout 7200 \
+	    tests/estimators/test_original_loop.py tests/estimators/test_score_function.py
 
 # Break the mask path in every way mutmut knows and see that a test notices.
 mutants: env
@@ -92,14 +98,14 @@ study-smoke: env
 
 # Each example of docs/examples in an environment with its own extra alone (7 GB, made anew).
 examples: data/photos
-	@for extra in timm huggingface lightly; do \
+	@for extra in timm huggingface lightly monai; do \
 	    bash .ci/env.sh .venv-example "$$extra" || exit 1; \
 	    for file in $$(ls docs/examples/$$extra* $$([ $$extra = timm ] && ls docs/examples/reference*)); do \
 	        echo "$$file with [$$extra]"; .venv-example/bin/python $$file || exit 1; \
 	    done; rm -rf .venv-example; \
 	done
 
-data/photos: | env
+data/photos: | env-demo
 	$(PYTHON_ENV) demo/photos.py data/photos
 
 # README's script, the tutorial and tests/test_typing.py as an editor sees them.

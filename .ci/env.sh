@@ -17,8 +17,8 @@ command -v "$python" >/dev/null ||
 
 place="$PWD $("$python" -V)"
 want="$place $(cat pyproject.toml ${PIP_CONSTRAINT:-} - <<<"$extras" | cksum)"
-stamp=$folder/.installed
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && "$folder/bin/python" -c '' 2>/dev/null; then
+stamp=$folder/.installed # a line for each set of extras that is there
+if grep -qxF "$want" "$stamp" 2>/dev/null && "$folder/bin/python" -c '' 2>/dev/null; then
     exit 0
 fi
 
@@ -52,4 +52,4 @@ case $extras in
     *mmpretrain*|*onedl*) run "$folder/bin/python" -c 'import mmengine.config' ||
         { tail -n 15 "$log" >&2; fail "mmengine cannot be imported, see above"; } ;;
 esac
-echo "$want" >"$stamp"
+echo "$want" >>"$stamp"

@@ -1,7 +1,7 @@
-"""The probe and the nearest neighbours of measures.py in torch, on any device.
+"""The probe of measures.py in torch, on any device.
 
-The same classifiers as scikit-learn's to rounding (a test compares), for numbers of images at which
-those would take longer than the training.
+The same classifier as scikit-learn's to rounding (a test compares), for numbers of images at which
+that would take longer than the training.
 """
 
 from __future__ import annotations
@@ -73,32 +73,6 @@ def fit_probe(features: Tensor, labels: Tensor, c: float, tol: float = 1e-4) -> 
 
     optimizer.step(closure)
     return Probe(mean, scale, weight.detach())
-
-
-@torch.no_grad()
-def vote(
-    train: Tensor, labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07
-) -> Tensor:
-    """``(M,)`` labels: amn_masking.tools.knn.vote, a thousand queries at a time.
-
-    Args:
-        train: ``(N, D)`` features, N >= k.
-        labels: ``(N,)`` int64.
-        queries: ``(M, D)`` features.
-        k: number of neighbours.
-        temperature: of their votes.
-    """
-    train = F.normalize(train.float(), dim=1)
-    classes = int(labels.max()) + 1
-    found = []
-    for part in F.normalize(queries.float(), dim=1).split(1000):
-        nearest = (part @ train.T).topk(k, dim=1)
-        votes = part.new_zeros(len(part), classes)
-        # Less than 1 / temperature, which all have: exp would be large.
-        weights = ((nearest.values - 1) / temperature).exp()
-        votes.scatter_add_(1, labels[nearest.indices], weights)
-        found.append(votes.argmax(1))
-    return torch.cat(found)
 
 
 def few(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

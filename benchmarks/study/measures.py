@@ -59,9 +59,10 @@ def feature_metrics(
     cs = PROBE_CS if probe_c is None else (probe_c,)
     probes = [fit_probe(known, data.train.labels, c) for c in cs]
     probe = max(probes, key=lambda probe: probe.score(queries, labels))
+    given = (torch.from_numpy(values) for values in (known, data.train.labels, queries))
     metrics = {
         "probe": probe.score(queries, labels),
-        "knn": float((vote(known, data.train.labels, queries) == labels).mean()),
+        "knn": float((vote(*given).numpy() == labels).mean()),
     }
     disturbed = {
         "occluded": occluded(images, patch, seed),

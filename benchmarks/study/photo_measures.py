@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.study.classifiers import few, fit_probe, vote
+from amn_masking.tools.knn import vote
+from benchmarks.study.classifiers import few, fit_probe
 from benchmarks.study.data import Data
 from benchmarks.study.measures import PROBE_CS
 

@@ -16,6 +16,7 @@ NEEDS = {
     "huggingface_mim": "transformers",
     "huggingface_pretrain": "transformers",
     "lightly_pretrain": "lightly",
+    "monai_pretrain": "monai",
     "timm_pretrain": "timm",
     "reference_mae_pretrain": "timm",
 }

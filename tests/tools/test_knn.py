@@ -44,21 +44,38 @@ def test_the_vote_is_that_of_the_paper(k, temperature):
     train = (draw.normal(size=(60, 5)) + np.eye(5)[labels]) * draw.uniform(0.1, 9, (60, 1))
     queries = draw.normal(size=(50, 5)) + np.eye(5)[draw.integers(0, 4, 50)]
     expected = slow_vote(train, labels, queries, k, temperature)
-    assert (vote(train, labels, queries, k, temperature) == expected).all()
+    given = [torch.from_numpy(values) for values in (train, labels, queries)]
+    assert (vote(*given, k, temperature).numpy() == expected).all()
     if k == 20:  # The temperature matters here, so that the comparison can see it.
-        assert (vote(train, labels, queries, k, 10.0) != expected).any()
+        assert (vote(*given, k, 10.0).numpy() != expected).any()
+
+
+def test_more_queries_than_are_compared_at_a_time():
+    draw = torch.Generator().manual_seed(0)
+    train, queries = (torch.randn(count, 4, generator=draw) for count in (50, 1100))
+    labels = torch.randint(3, (50,), generator=draw)
+    expected = slow_vote(train.numpy(), labels.numpy(), queries.numpy(), 5, 0.07)
+    assert (vote(train, labels, queries, 5).numpy() == expected).mean() > 0.998  # rounding
+
+
+@pytest.mark.parametrize("name", ["training images", "queries"])
+def test_features_that_are_not_finite_are_refused(name):
+    given = {"training images": torch.eye(5), "queries": torch.eye(5)}
+    given[name][2, 2] = float("nan")
+    with pytest.raises(ValueError, match=f"features of the {name} are not finite"):
+        vote(given["training images"], torch.arange(5), given["queries"], k=1)
 
 
 @pytest.mark.parametrize("k", [0, 6])
 def test_k_out_of_range_is_refused(k):
     with pytest.raises(ValueError, match=f"k expected 1 to 5.*got {k}"):
-        vote(np.eye(5), np.arange(5), np.eye(5), k=k)
+        vote(torch.eye(5), torch.arange(5), torch.eye(5), k=k)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_out_of_range_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature expected above 0"):
-        vote(np.eye(5), np.arange(5), np.eye(5), k=1, temperature=temperature)
+        vote(torch.eye(5), torch.arange(5), torch.eye(5), k=1, temperature=temperature)
 
 
 def photographs(root: Path) -> tuple[torch.Tensor, np.ndarray]:

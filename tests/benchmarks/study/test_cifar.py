@@ -12,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from amn_masking.tools.knn import vote as slow_vote
 from benchmarks.study import cifar, classifiers, corruptions, measures, store, training
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.cifar_arms import (
@@ -186,14 +185,6 @@ def test_the_probe_is_scikit_learns(c):
     assert found.score(features, labels) == pytest.approx(
         slow.score(features.double().numpy(), labels.numpy()), abs=0.004
     )
-
-
-def test_the_neighbours_votes_are_those_of_the_slow_ones():
-    features, labels = blobs(300, 0)
-    queries, _ = blobs(1100, 1)  # more than are done at a time
-    found = classifiers.vote(features, labels, queries).numpy()
-    slow = slow_vote(features.numpy(), labels.numpy(), queries.numpy())
-    assert (found == slow).mean() > 0.998  # ties by rounding
 
 
 def test_few_labels_are_a_share_of_each_class():
