@@ -31,13 +31,20 @@ if [ ! -d "$folder" ] && [ "$free_mb" -lt 8000 ]; then
     fail "the environment takes about 7 GB (torch with CUDA), but only $free_mb MB are free here; make room and run the same command again"
 fi
 
-echo "Setting up $folder with [$extras]: a few minutes the first time (torch is about 5 GB)."
+echo "Setting up $folder with [$extras]: up to a few minutes the first time (torch is about 5 GB)."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 run() { "$@" >>"$log" 2>&1; }
 pip() { run "$folder/bin/python" -m pip install --disable-pip-version-check "$@"; }
+# uv does in half a minute what takes pip three, and links files that two environments share. It does
+# not read pip's settings, such as an index of one's own: where it fails, pip tries.
+uv() {
+    run "$folder/bin/uv" pip install --python "$folder/bin/python" \
+        ${PIP_CONSTRAINT:+--constraint "$PIP_CONSTRAINT"} ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} "$@"
+}
 make_venv() { [ -d "$folder" ] || run "$python" -m venv "$folder"; }
-if ! { make_venv && echo "$place" >"$folder/.place" && pip --upgrade pip && pip -e ".[$extras]"; }; then
+install() { pip --upgrade pip uv && uv -e ".[$extras]" || pip -e ".[$extras]"; }
+if ! { make_venv && echo "$place" >"$folder/.place" && install; }; then
     tail -n 15 "$log" >&2
     if grep -qiE 'no space left|errno 28' "$log"; then
         fail "the disk filled up; make room (about 7 GB) and run the same command again"
