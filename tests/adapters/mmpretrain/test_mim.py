@@ -113,12 +113,15 @@ def test_form_3_no_config_of_ours(tmp_path, tiny_stock_config):
 
 
 def test_form_3_on_the_stock_config_by_its_name(tmp_path, photos):
-    """mmpretrain's own file, found by mim in its package; ViT-B, so at 64 pixels here."""
+    """mmpretrain's own file, found by mim in its package; its ViT-B made small here."""
     options = TINY | ON_CPU | data_options(photos)
     options |= {"model.type": "amn_masking.MAE", "model.masking.type": "AdversarialMasking"}
     options |= {
         "train_dataloader.dataset.pipeline.1.scale": 64,
-        "default_hooks.checkpoint.save_optimizer": False,
+        "model.backbone.arch": "deit-t",
+        "model.neck.embed_dim": 192,
+        "model.neck.decoder_embed_dim": 32,
+        "model.neck.decoder_num_heads": 2,
     }
     mim_train(STOCK_CONFIG, tmp_path, options)
     assert_trained_with_masks(tmp_path)
@@ -160,6 +163,7 @@ def test_tracking_threshold_trains_with_free_counts(tmp_path, photos):
     """The mean ratio stays at the target while the images of a batch differ."""
     options = TINY | data_options(photos) | {"model.masking.threshold.type": "tracking"}
     options |= {"train_dataloader.dataset.pipeline.1.scale": 64, "train_cfg.max_epochs": 20}
+    options |= {"default_hooks.checkpoint.interval": 20}
     mim_train(PHOTOS_CONFIG, tmp_path, options)
     assert_trained_with_masks(tmp_path, epochs=20)
     rows = scalars(tmp_path)
