@@ -34,7 +34,10 @@ class MaskGivenMixin(nn.Module):
     img_size: tuple[int, ...]
     decoder_blocks: Any
     decoder_pred: Any
-    masked_with: Tensor | None = None  # the mask that _masking gave in this pass
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.masked_with: Tensor | None = None  # the mask that _masking gave in this pass
 
     def forward(self, x: Tensor, masking_ratio: PatchMask | float | None = None) -> Any:
         """The model's own forward pass, under the given mask.

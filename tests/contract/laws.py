@@ -196,8 +196,10 @@ def bfloat16(target: Target, **options: float) -> bool:
 
 
 @also_with_some_left_out
-def autocast(target: Target, **options: float) -> bool:
+def autocast(target: Target, **options: float) -> bool | None:
     """The same under torch.autocast."""
+    if not target.autocast:
+        return None
     return in_low_precision(target, model_of(target), images_of(target), True, **options)
 
 

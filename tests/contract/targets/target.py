@@ -55,6 +55,7 @@ class Target:
         decodes_all: whether the decoder gets all patches, also where some are left out, with mask
             tokens in the place of their content.
         masked_mean: whether the codebase's own loss is the mean error of the predicted patches.
+        autocast: whether the codebase's own model runs under torch.autocast.
         keeps: attributes of the model that the adapter may change for good, by name.
     """
 
@@ -70,6 +71,7 @@ class Target:
     decodes_in_order: bool = True
     decodes_all: bool = False
     masked_mean: bool = True
+    autocast: bool = True
     keeps: tuple[str, ...] = ()
 
     def build(self) -> nn.Module:
