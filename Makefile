@@ -83,8 +83,9 @@ methods: env env-forks
 	.venv-onedl/bin/python -m tests.methods.matrix
 
 # Before a release: every masked-image pre-training config of mmpretrain at its true size, one step.
-recipes: env
+recipes: env env-forks
 	$(PYTHON_ENV) -m tests.methods.shipped_recipes
+	.venv-onedl/bin/python -m tests.methods.shipped_recipes
 
 # Every adapter against every law of the contract: docs/results/adapters.md.
 adapters: env

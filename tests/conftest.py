@@ -21,6 +21,7 @@ COMMON = dict(
 settings.register_profile("dev", max_examples=50, **COMMON)
 settings.register_profile("ci", max_examples=25, derandomize=True, **COMMON)
 settings.register_profile("thorough", max_examples=250, **COMMON)
+settings.register_profile("floor", max_examples=5, derandomize=True, **COMMON)
 settings.register_profile("mutants", max_examples=15, derandomize=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 

@@ -66,7 +66,7 @@ CLAMPED = {
 }
 # make test-thorough: all of it, for as long as the specification's own threshold above.
 CASES = list(product((False, True), range(3))) if THOROUGH else [(False, 0)]
-LENGTH = dict(steps=1000, batch=32) if THOROUGH else dict(steps=300, batch=16)
+LENGTH = dict(steps=1000 if THOROUGH else 300, batch=16)
 # A constant's ratio is the network's to choose, and `difficulty` moves its own: both may go to an
 # end of the range.
 RATIOS = dict(constant=(0.05, 0.95), difficulty=(0.05, 0.95))
