@@ -111,9 +111,9 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join([
         "# Every shipped config",
         "",
-        "Each masked-image pre-training config that mmpretrain ships, at its true size, with learned masks: one "
-        "step of two photographs by the Runner on a CPU. Made by `make recipes`, part of what is run before a "
-        "release. Seconds are of the whole step with its set-up, on a busy machine.",
+        "Each masked-image pre-training config that mmpretrain ships, at its true size, with",
+        "learned masks: one step of two photographs by the Runner on a CPU. Made by `make recipes`",
+        "before a release. Seconds are of the step with its set-up, on a busy machine.",
         "",
         *counts,
         "",
