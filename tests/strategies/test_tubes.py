@@ -180,7 +180,7 @@ def test_a_prediction_ratio_does_not_break_one_s_own_tubes(chooses):
 
 
 def test_tubes_within_that_predict_as_many_are_taken():
-    """9 of 30 places are predicted; 37 of 120 patches would be."""
+    """10 of 30 places are predicted; 38 of 120 patches would be."""
 
     class Around(OwnTubes):
         def forward(self, images, generator=None, valid=None):
