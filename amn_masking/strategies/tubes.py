@@ -17,7 +17,7 @@ class TubeMasking(WrappedMasking):
     slots.
 
     Tong et al., "VideoMAE" (arXiv:2203.12602), whose tubes are random. See
-    :meth:`PatchMask.tubes <amn_masking.PatchMask.tubes>` for what becomes of the mask, and of what
+    :meth:`PatchMask.tubes` for what becomes of the mask, and of what
     a learning strategy made beside it. To an encoder, and to its adapter, it is a strategy of the
     encoder's own patches: ``patch_size`` is (frames of a slot, height, width), and ``valid`` is of
     these patches or of pixels. A tube of which any slot is not valid is not valid.
