@@ -33,8 +33,9 @@ def predict_some(
         deterministic: whether it follows from the mask, as in ``eval()``, and is not drawn.
 
     Raises:
-        ValueError: the images mask different numbers of patches, or fewer than P; the mask is a
-            learned one, whose network would be rewarded for patches that are not predicted.
+        ValueError: the images mask different numbers of patches, or fewer than P; the mask is one
+            of tubes; or a learned one, whose network would be rewarded for patches that are not
+            predicted.
 
     Example:
         >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 1, 1, 0]]))
@@ -79,7 +80,7 @@ def leave_out(
 
     Raises:
         ValueError: the images mask different numbers of patches, or more than ``num_masked``, or
-            an image has too few valid patches.
+            an image has too few valid patches; the mask is one of tubes.
 
     Example:
         >>> chosen = PatchMask.from_mask(torch.tensor([[1, 0, 0, 0]]))
@@ -113,8 +114,15 @@ def count_equal(patch_mask: PatchMask) -> int:
     """Masked patches of each image.
 
     Raises:
-        ValueError: they differ.
+        ValueError: they differ, or are tubes, which a draw over all slots would break.
     """
+    if patch_mask.slots > 1:
+        raise ValueError(
+            "prediction_ratio leaves patches out one by one, but this mask is repeated in "
+            f"{patch_mask.slots} time slots, and tubes would be left out in part; let the strategy "
+            f"return the mask of one slot and wrap it: TubeMasking(strategy, "
+            f"slots={patch_mask.slots})"
+        )
     if patch_mask.visible_counts is not None:
         raise ValueError(
             "prediction_ratio expected images that mask the same number of patches each, but the "

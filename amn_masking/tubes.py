@@ -16,14 +16,14 @@ def tubes_of(patch_mask: PatchMask, slots: int) -> PatchMask:
     """The same mask in every time slot of a clip: all frames are masked alike.
 
     Tong et al., "VideoMAE" (arXiv:2203.12602): neighbouring frames differ little, so a patch that
-    is visible at another time would tell what is hidden now.
+    is visible at another time would tell what is hidden now. A strategy whose masks these are is
+    :class:`~amn_masking.strategies.TubeMasking`.
 
     Make the mask on patches as deep as the clip: a strategy with ``patch_size=(frames, height,
     width)`` and the whole clip. Its scores are then the mean of a score map of the whole clip over
     each tube, so the masking network sees what moves; the mean over time of the clip itself, a
     cheaper input, blurs just that. ``valid`` and the variance of the reward are likewise those of
-    whole tubes. A mask of the places of one frame is taken too, such as one of
-    :class:`~amn_masking.strategies.BlockMasking`.
+    whole tubes. A mask of the places of one frame, made in any other way, is taken too.
 
     Args:
         patch_mask: of grid (1, rows, columns) or (rows, columns).

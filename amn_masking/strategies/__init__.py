@@ -8,6 +8,7 @@ from amn_masking.strategies.color_noise import ColorNoiseMasking
 from amn_masking.strategies.hard_patches import HardPatchMasking
 from amn_masking.strategies.oracle import OracleMasking
 from amn_masking.strategies.random import RandomMasking
+from amn_masking.strategies.tubes import TubeMasking
 from amn_masking.strategies.wrapped import RandomRatioMasking, ShuffledMasking
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "RandomMasking",
     "RandomRatioMasking",
     "ShuffledMasking",
+    "TubeMasking",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from amn_masking.noise import uniform
+from amn_masking.patches import times
 from amn_masking.strategies.ranked import RankedMasking
 from amn_masking.strategies.ratios import Ratio
 
@@ -21,6 +22,9 @@ class BlockMasking(RankedMasking):
     is left to mask; here its area is drawn anew each time, so that the images of a batch are
     made at once, without a loop.
 
+    Clips take them as tubes: with patches as deep as the clip, ``patch_size=(frames, height,
+    width)``, the rectangles are of its places (:class:`~amn_masking.strategies.TubeMasking`).
+
     Args:
         mask_ratio, patch_size, prediction_ratio: as in
             :class:`~amn_masking.strategies.MaskingStrategy`.
@@ -28,7 +32,8 @@ class BlockMasking(RankedMasking):
         min_aspect: least ratio of height to width, in (0, 1]; the largest is its inverse.
 
     Raises:
-        ValueError: a value out of range, or patches of a signal, clip or volume.
+        ValueError: a value out of range, or patches of a signal; in ``forward``, a clip or volume
+            of more than one patch in depth.
 
     Example:
         >>> import torch
@@ -39,18 +44,17 @@ class BlockMasking(RankedMasking):
     def __init__(
         self,
         mask_ratio: Ratio | None = None,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         min_patches: int = 16,
         min_aspect: float = 0.3,
         *,
         prediction_ratio: Ratio | None = None,
     ) -> None:
         super().__init__(mask_ratio, patch_size, prediction_ratio=prediction_ratio)
-        if len(self.patch_size) != 2:
+        if len(self.patch_size) == 1:
             raise ValueError(
-                "BlockMasking masks rectangles of the patches of an image and expected a "
-                f"patch_size of two numbers, got {self.patch_size}; of a clip mask one frame and "
-                "repeat it: masking(clip[:, :, 0]).tubes(slots)"
+                "BlockMasking masks rectangles of patches, of which a signal has none; expected a "
+                f"patch_size of two numbers or three, got {self.patch_size}"
             )
         if min_patches < 1:
             raise ValueError(f"min_patches must be at least 1, got {min_patches}")
@@ -61,7 +65,15 @@ class BlockMasking(RankedMasking):
 
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """Minus the number of the first rectangle that covers a patch, and a tie-break."""
-        batch, device, (height, width) = images.shape[0], images.device, self.grid(images)
+        batch, device, grid = images.shape[0], images.device, self.grid(images)
+        *slots, height, width = grid
+        if slots not in ([], [1]):
+            tube = (images.shape[2], *self.patch_size[1:])
+            raise ValueError(
+                "BlockMasking masks rectangles of the places of a clip, and expected patches as "
+                f"deep as the clip, got a grid of {times(grid)}; give it patch_size={tube}, and "
+                "for an encoder of several time slots TubeMasking around it"
+            )
         length = height * width
         least = min(self.min_patches, num_masked)
         # As many as cover the ratio if all were of the least area, and twice that.

@@ -159,13 +159,14 @@ def predict_part(
     strategy: RatioMixin, args: tuple, kwargs: dict[str, Any], patch_mask: PatchMask
 ) -> PatchMask | None:
     """Of a strategy that does not choose what is predicted, a uniform part of the masked."""
-    count = strategy.count_predicted(patch_mask.num_patches)
-    if count is None or count == patch_mask.num_predicted:
+    slots = patch_mask.slots  # of tubes, which are counted as their places are
+    count = strategy.count_predicted(patch_mask.num_patches // slots)
+    if count is None or slots * count == patch_mask.num_predicted:
         return None
     if patch_mask.num_predicted is not None:
         raise ValueError(
             f"{type(strategy).__name__} has prediction_ratio={strategy.prediction_ratio:g}, which "
-            f"predicts {count} patches of each image, but its mask predicts "
+            f"predicts {slots * count} patches of each image, but its mask predicts "
             f"{patch_mask.num_predicted}; let a strategy within it have the same ratios"
         )
     generator = kwargs.get("generator", args[1] if len(args) > 1 else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amn_masking import AdversarialMasking, PatchMask
+from amn_masking.patches import grid_size, patch_sides
 from tests.contract.targets.target import Target
 
 RATIO, STOCK_RATIO, BATCH = 0.5, 0.75, 3
@@ -48,15 +50,16 @@ def learned(target: Target, **options: Any) -> AdversarialMasking:
     return AdversarialMasking(**dict(mask_ratio=RATIO, patch_size=target.patch_size) | options)
 
 
-def grid_of(target: Target) -> tuple[int, int]:
-    return target.image_size[0] // target.patch_size, target.image_size[1] // target.patch_size
+def grid_of(target: Target) -> tuple[int, ...]:
+    return grid_size(target.image_size, patch_sides(target.patch_size))
 
 
 def shuffled(target: Target, ratio: float) -> tuple[Tensor, PatchMask]:
     """``(B, L)`` noise and the mask that keeps the patches of least noise."""
-    h, w = grid_of(target)
-    noise = torch.rand(BATCH, h * w, generator=torch.Generator().manual_seed(3))
-    return noise, PatchMask.from_shuffle(noise.argsort(1), int(h * w * (1 - ratio)), (h, w))
+    grid = grid_of(target)
+    length = math.prod(grid)
+    noise = torch.rand(BATCH, length, generator=torch.Generator().manual_seed(3))
+    return noise, PatchMask.from_shuffle(noise.argsort(1), int(length * (1 - ratio)), grid)
 
 
 def some_left_out(patch_mask: PatchMask) -> PatchMask:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amn_masking import PatchMask, RandomMasking
 from amn_masking.network import pool_scores, standardise_logits, to_logits
-from amn_masking.patches import masked_mean, spread_to_pixels
+from amn_masking.patches import masked_mean, patch_sides, spread_to_pixels
 from tests.contract.cases import (
     BATCH,
     RATIO,
@@ -189,9 +189,17 @@ def in_low_precision(
 
 
 @also_with_some_left_out
-def bfloat16(target: Target, **options: float) -> bool:
-    """A model in bfloat16: float32 masks to the bit, finite loss and masking gradient."""
+def bfloat16(target: Target, **options: float) -> bool | None:
+    """A model in bfloat16: float32 masks to the bit, finite loss and masking gradient. `-` where
+    the codebase's own model does not run in it."""
     images = images_of(target).bfloat16()
+    if not target.bfloat16:
+        noise, _ = shuffled(target, STOCK_RATIO)
+        try:
+            target.stock_step(model_of(target).bfloat16(), images, noise)
+        except RuntimeError:
+            return None
+        return False
     return in_low_precision(target, model_of(target).bfloat16(), images, False, **options)
 
 
@@ -219,8 +227,9 @@ def model_untouched(target: Target, **options: float) -> bool:
 def wrong_use(target: Target) -> bool:
     """A strategy of other patches, and images that do not split into patches, are refused."""
     model, images = model_of(target), images_of(target)
-    finer = learned(target, patch_size=(target.own_patch or target.patch_size) // 2)
-    cut = images[:, :, : -(target.patch_size // 2)]
+    sides = patch_sides(target.own_patch or target.patch_size)
+    finer = learned(target, patch_size=tuple(side // 2 for side in sides))
+    cut = images[:, :, : -(patch_sides(target.patch_size)[0] // 2)]
     return refused("patch_size", lambda: target.step(model, images, finer)) and refused(
         "patch", lambda: target.step(model, cut, learned(target))
     )

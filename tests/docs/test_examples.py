@@ -15,6 +15,7 @@ EXAMPLES = {path.stem: path for path in sorted((ROOT / "docs/examples").glob("*.
 NEEDS = {
     "huggingface_mim": "transformers",
     "huggingface_pretrain": "transformers",
+    "huggingface_videomae": "transformers",
     "lightly_pretrain": "lightly",
     "monai_pretrain": "monai",
     "timm_pretrain": "timm",

@@ -24,6 +24,7 @@ from amn_masking.strategies import (
     OracleMasking,
     RandomRatioMasking,
     ShuffledMasking,
+    TubeMasking,
 )
 from tests.helpers.draws import generator
 from tests.helpers.pictures import brightness, images_of, patch_of
@@ -50,19 +51,39 @@ STRATEGIES = {
         for name, more in OPTIONS.items()
     },
 }
-each_strategy = pytest.mark.parametrize("name", STRATEGIES)
+TUBES = {  # of clips alone, in two slots: the strategy within has patches of both
+    "tubes": lambda patch: TubeMasking(AdversarialMasking(0.5, patch), 2),
+    "tubes, left out": lambda patch: TubeMasking(
+        AdversarialMasking(0.75, patch, prediction_ratio=0.25), 2
+    ),
+    "tubes, free counts": lambda patch: TubeMasking(
+        AdversarialMasking(None, patch, threshold=dict(type="mean")), 2
+    ),
+    "tubes, random": lambda patch: TubeMasking(RandomMasking(0.5, patch), 2),
+    "tubes, block": lambda patch: TubeMasking(BlockMasking(0.5, patch, 2), 2),
+}
 LEARN = ["hard patches", "left out", "free counts", *OPTIONS]
-RANDOM = ("random", "color noise", "random ratio")
+RANDOM = ("random", "color noise", "random ratio", "tubes, random", "tubes, block")
+CASES = {f"{name}-{kind}": (name, grid) for name in STRATEGIES for kind, grid in GRIDS.items()}
+CASES |= {f"{name}-clips": (name, GRIDS["clips"]) for name in TUBES}
+each_case = pytest.mark.parametrize(("name", "grid"), CASES.values(), ids=CASES)
+LEARNING = {
+    case: (name, grid)
+    for case, (name, grid) in CASES.items()
+    if name in LEARN or (name in TUBES and name not in RANDOM)
+}
 
 
 def made(name, grid):
     """The strategy, and images that it is for."""
     torch.manual_seed(0)
-    return STRATEGIES[name](patch_of(grid)), images_of(grid, BATCH)
+    patch = patch_of(grid)
+    if name in TUBES:
+        return TUBES[name]((grid[0] * patch[0], *patch[1:])), images_of(grid, BATCH)
+    return STRATEGIES[name](patch), images_of(grid, BATCH)
 
 
-@each_grid
-@each_strategy
+@each_case
 def test_in_eval_a_mask_follows_from_its_image_alone(name, grid):
     strategy, images = made(name, grid)
     strategy.eval()
@@ -79,11 +100,12 @@ def test_in_eval_a_mask_follows_from_its_image_alone(name, grid):
 
 
 @pytest.mark.parametrize("pixels", [True, False], ids=["pixels", "patches"])
-@each_grid
-@each_strategy
+@each_case
 def test_what_has_no_data_is_never_chosen_and_the_mask_does_not_know_it(name, grid, pixels):
     strategy, images = made(name, grid)
-    valid = torch.rand(BATCH, LENGTH, generator=generator(1)).argsort(1).argsort(1) < 20
+    slots = 2 if name in TUBES else 1
+    places = torch.rand(BATCH, LENGTH // slots, generator=generator(1))
+    valid = (places.argsort(1).argsort(1) < 20 // slots).repeat(1, slots)
     size = images.shape[2:]
     given = valid
     if pixels:  # one pixel without data is enough
@@ -94,18 +116,17 @@ def test_what_has_no_data_is_never_chosen_and_the_mask_does_not_know_it(name, gr
     patch_mask = strategy(images, generator(2), given)
     assert torch.equal(patch_mask.valid, valid)
     assert not patch_mask.mask[~valid].any()
-    if name == "free counts":
+    if "free counts" in name:
         assert ((patch_mask.mask.sum(1) >= 1) & (patch_mask.mask.sum(1) < 20)).all()
     else:
-        ratio = 0.75 if name == "left out" else 0.5
+        ratio = 0.75 if "left out" in name else 0.5
         assert (patch_mask.mask.sum(1) == count_masked(LENGTH, ratio)).all()
     holes = ~spread_to_pixels(valid, grid, *size)
     other = strategy(images.masked_fill(holes, float("nan")), generator(2), given)
     assert torch.equal(patch_mask.ids_shuffle, other.ids_shuffle)
 
 
-@each_grid
-@pytest.mark.parametrize("name", LEARN)
+@pytest.mark.parametrize(("name", "grid"), LEARNING.values(), ids=LEARNING)
 def test_a_step_reaches_the_network_and_the_surrogate_is_the_mask(name, grid):
     strategy, images = made(name, grid)
     patch_mask = strategy(images, generator(3))
@@ -115,7 +136,7 @@ def test_a_step_reaches_the_network_and_the_surrogate_is_the_mask(name, grid):
     pred = (0.5 * target).requires_grad_()
     CombinedAdversarialLoss()(pred, target, patch_mask).backward()
     assert ((pred.grad != 0).any(-1) == patch_mask.predicted.bool()).all()
-    for parameter in strategy.network.parameters():
+    for parameter in strategy.parameters():
         assert parameter.grad.abs().max() > 0
 
 
@@ -197,12 +218,6 @@ def test_frames_before_channels_are_named():
         RandomMasking(0.5, (2, 8, 8))(clips)
     RandomMasking(0.5, (2, 8, 8))(clips.transpose(1, 2))
     RandomMasking(0.5, (1, 8, 8))(clips)  # 8 channels of 3 slices: no one can tell
-
-
-def test_blocks_are_of_images_and_say_what_to_do_for_clips():
-    for patch in ((16,), (2, 16, 16)):
-        with pytest.raises(ValueError, match=r"two numbers, got \(.*masking\(clip\[:, :, 0\]\)"):
-            BlockMasking(0.5, patch)
 
 
 @each_grid

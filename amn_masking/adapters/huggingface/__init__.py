@@ -4,8 +4,9 @@
 
     class MaskedTrainer(MaskedTrainerMixin, Trainer): ...
 
-The mask goes in by the model's own argument: ``noise``, as of ``ViTMAEForPreTraining``, or
-``bool_masked_pos``, as of ``SwinForMaskedImageModeling``.
+The mask goes in by the model's own argument: ``noise``, as of ``ViTMAEForPreTraining`` and
+``HieraForPreTraining``, or ``bool_masked_pos``, as of ``SwinForMaskedImageModeling`` and
+``VideoMAEForPreTraining``, whose images are clips.
 """
 
 from __future__ import annotations

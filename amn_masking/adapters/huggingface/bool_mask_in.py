@@ -28,7 +28,7 @@ class BoolMaskIn(Interface):
 
     @classmethod
     def serves(cls, module: nn.Module) -> bool:
-        # VideoMAE's decoder, too, takes bool_masked_pos, but it gives back tokens.
+        # VideoMAE, too, takes bool_masked_pos, but it drops what is masked and gives back patches.
         stride = getattr(getattr(module, "config", None), "encoder_stride", None)
         return super().serves(module) and stride is not None
 

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from amn_masking.adapters.huggingface.bool_mask_in import BoolMaskIn
 from amn_masking.adapters.huggingface.interface import Interface
 from amn_masking.adapters.huggingface.noise_in import NoiseIn
+from amn_masking.adapters.huggingface.unit_noise_in import UnitNoiseIn
+from amn_masking.adapters.huggingface.video_in import VideoIn
 from amn_masking.mask import PatchMask
 from amn_masking.strategies import MaskingStrategy
 
-INTERFACES: tuple[type[Interface], ...] = (NoiseIn, BoolMaskIn)
+INTERFACES: tuple[type[Interface], ...] = (NoiseIn, UnitNoiseIn, BoolMaskIn, VideoIn)
 
 
 class MaskedPass(NamedTuple):
@@ -20,9 +22,10 @@ class MaskedPass(NamedTuple):
 
     Attributes:
         outputs: the model's. ``outputs.loss`` is what to minimise, adversarial terms included.
-            From a model that takes ``noise``, ``outputs.mask`` is 1 where it counts: at the
-            predicted patches, which are the masked ones unless a ``prediction_ratio`` leaves some
-            out. ``outputs.logits`` of those are 0.
+            It counts the predicted patches, which are the masked ones unless a
+            ``prediction_ratio`` leaves some out. ViTMAE's ``outputs.mask`` is 1 there, Hiera's
+            ``outputs.bool_masked_pos`` False; their ``outputs.logits`` of what is left out are 0,
+            and VideoMAE's are of the predicted patches alone.
         reconstruction: the model's own loss, a scalar.
         error: ``(B, L)`` per-patch error; its mean over the predicted is ``reconstruction``.
         patch_mask: the mask of this pass.
@@ -43,9 +46,9 @@ def masked_forward(
 ) -> MaskedPass:
     """One forward pass of a masked-image model under a mask of the strategy's making.
 
-    The model is a ``ViTMAEForPreTraining``, which takes ``noise``, or one that takes
-    ``bool_masked_pos`` and reconstructs pixels: ``ViTForMaskedImageModeling`` and those of DeiT,
-    Swin, Swinv2 and FocalNet.
+    The model is a ``ViTMAEForPreTraining`` or a ``HieraForPreTraining``, which take ``noise``, or
+    one that takes ``bool_masked_pos`` and reconstructs pixels: ``ViTForMaskedImageModeling`` and
+    those of DeiT, Swin, Swinv2 and FocalNet, or ``VideoMAEForPreTraining``.
 
     The mask is made, and the adversarial terms are added, inside the model's own call: so that a
     wrapper such as DistributedDataParallel sees the masking network take part. The share of masked
@@ -53,7 +56,8 @@ def masked_forward(
 
     Args:
         model: such a model, or a wrapper around one.
-        pixel_values: ``(B, C, H, W)``.
+        pixel_values: ``(B, C, H, W)``; for VideoMAE ``(B, T, C, H, W)``, frames before channels,
+            which the strategy gets as ``(B, C, T, H, W)``.
         masking: a strategy; or a mask that is made already, where nothing is to be learned.
         valid: as for :class:`MaskingStrategy`; patches that are not valid are shown to the encoder
             as 0, never masked and never in the loss. A mask that is made already has its own.
@@ -85,16 +89,16 @@ def masked_forward(
     masks: list[PatchMask] = []
 
     def hand_in(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        images = kwargs["pixel_values"]
+        images = host.images_of(kwargs["pixel_values"])
         patch_mask = masking if isinstance(masking, PatchMask) else masking(images, **given)
         host.check_mask(patch_mask, images, strategy, any_size)
         masks.append(patch_mask)
-        filled = patch_mask.fill_invalid(images)
+        filled = host.pixel_values_of(patch_mask.fill_invalid(images))
         mask = {host.argument: host.hand_in(patch_mask, images)}
         return args, {**kwargs, "pixel_values": filled, **mask}
 
     def add_terms(module: nn.Module, args: tuple, kwargs: dict, outputs: Any) -> None:
-        error = host.error(outputs, kwargs["pixel_values"], masks[0])
+        error = host.error(outputs, host.images_of(kwargs["pixel_values"]), masks[0])
         reconstruction = outputs.loss
         if strategy is not None:
             outputs.loss = strategy.total_loss(reconstruction, error, masks[0])
@@ -120,9 +124,10 @@ def find_interface(model: nn.Module) -> Interface:
             if kind.serves(module):
                 return kind(module)
     raise TypeError(
-        "expected transformers' ViTMAEForPreTraining, whose forward takes noise=, or a model with "
-        "a decoder of pixels whose forward takes bool_masked_pos=, such as "
-        f"SwinForMaskedImageModeling, or a wrapper of one, got {type(model).__name__}; an encoder "
-        "alone, such as ViTMAEModel, has no error to learn from, and BeitForMaskedImageModeling "
-        "predicts tokens that a model of its own has to make"
+        "expected transformers' ViTMAEForPreTraining or HieraForPreTraining, whose forward takes "
+        "noise=, VideoMAEForPreTraining, or a model with a decoder of pixels whose forward takes "
+        "bool_masked_pos=, such as SwinForMaskedImageModeling, or a wrapper of one, got "
+        f"{type(model).__name__}; an encoder alone, such as ViTMAEModel, has no "
+        "error to learn from, and BeitForMaskedImageModeling predicts tokens that a model of its "
+        "own has to make"
     )

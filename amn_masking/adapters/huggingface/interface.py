@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from amn_masking.mask import PatchMask
 from amn_masking.strategies import MaskingStrategy
 
+EQUAL_COUNTS = "keeps the same number of patches of every image"
+
 
 class Interface:
     """One way of handing a mask to a model, and its error back; for one forward pass.
@@ -37,6 +39,18 @@ class Interface:
             return False
         return {"pixel_values", cls.argument} <= set(inspect.signature(module.forward).parameters)
 
+    def images_of(self, pixel_values: Tensor) -> Tensor:
+        """What the model is given, as a strategy sees it: ``(B, C, H, W)``, or clips.
+
+        Raises:
+            ValueError: it is not of the model's shape.
+        """
+        return pixel_values
+
+    def pixel_values_of(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`images_of`."""
+        return images
+
     def check(self, strategy: MaskingStrategy | None) -> None:
         """Raise ValueError where the model, or the strategy on it, could not work.
 
@@ -56,11 +70,19 @@ class Interface:
 
         Args:
             patch_mask: that of this pass.
-            images: ``(B, C, H, W)``.
+            images: as a strategy sees them.
             strategy: as for :meth:`check`.
             any_size: whether the model is asked to interpolate its positions.
         """
         raise NotImplementedError
+
+    def check_equal_counts(self, patch_mask: PatchMask) -> None:
+        """Raise ValueError where the images mask different numbers of patches."""
+        if patch_mask.visible_counts is not None:
+            raise ValueError(
+                f"{self.name} {EQUAL_COUNTS}, but those of this mask differ; use a strategy with "
+                "threshold=dict(type='quantile')"
+            )
 
     def hand_in(self, patch_mask: PatchMask, images: Tensor) -> Tensor:
         """What the argument has to be, so that the model masks what the mask says."""

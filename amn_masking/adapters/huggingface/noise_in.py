@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from amn_masking.adapters.decoded import decoded_only
-from amn_masking.adapters.huggingface.interface import Interface
+from amn_masking.adapters.huggingface.interface import EQUAL_COUNTS, Interface
 from amn_masking.adapters.noise_seam import ratio_of
 from amn_masking.adapters.own_loss import check_followed
 from amn_masking.mask import PatchMask
 from amn_masking.patches import normalise_patches, patchify
 from amn_masking.strategies import MaskingStrategy
 
-EQUAL_COUNTS = "keeps the same number of patches of every image"
 NO_GATE = "takes its mask as an order of the patches, through which no gradient flows"
 
 
@@ -48,11 +47,7 @@ class NoiseIn(Interface):
         h, w = patch_size(self.model.config)
         own_grid = None if any_size else (side[0] // h, side[1] // w)
         patch_mask.check_grid(images, (h, w), self.name, own_grid)
-        if patch_mask.visible_counts is not None:
-            raise ValueError(
-                f"{self.name} {EQUAL_COUNTS}, but those of this mask differ; use a strategy with "
-                "threshold=dict(type='quantile')"
-            )
+        self.check_equal_counts(patch_mask)
 
     def hand_in(self, patch_mask: PatchMask, images: Tensor) -> Tensor:
         self.model.config.mask_ratio = ratio_of(patch_mask)

@@ -66,7 +66,10 @@ def test_a_part_of_the_masked_patches_is_predicted_on_a_shipped_config(photos_co
 WRAPPERS = ("RandomRatioMasking", "ShuffledMasking")
 
 
-@pytest.mark.parametrize("kind", [name for name in strategies.__all__ if name != "MaskingStrategy"])
+OF_IMAGES = sorted(set(strategies.__all__) - {"MaskingStrategy", "TubeMasking"})
+
+
+@pytest.mark.parametrize("kind", OF_IMAGES)
 def test_every_strategy_is_told_what_is_predicted(kind):
     masking = dict(type=kind, prediction_ratio=0.25)
     if kind in WRAPPERS:

@@ -32,8 +32,14 @@ def model_with(kind, **more):
     return small_mae.build(masking=dict(type=kind, **CONFIGS[kind], **more))
 
 
-def test_every_strategy_is_here():
-    assert set(CONFIGS) == set(strategies.__all__) - {"MaskingStrategy"}
+def test_every_strategy_of_images_is_here():
+    assert set(CONFIGS) == set(strategies.__all__) - {"MaskingStrategy", "TubeMasking"}
+
+
+def test_tubes_are_of_clips_and_refused():
+    inner = dict(type="RandomMasking", patch_size=(16, 8, 8))
+    with pytest.raises(ValueError, match=r"\(16, 8, 8\), but MAE works on patches of \(8, 8\)"):
+        small_mae.build(masking=dict(type="TubeMasking", masking=inner))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -44,8 +44,8 @@ class Target:
         name: the row in the table.
         package: what must be installed.
         prefix: P, prefix tokens in front of the patches (class, register tokens).
-        image_size: (height, width) in pixels of the test images.
-        patch_size: side of a patch in pixels.
+        image_size: (height, width) in pixels of the test images; of clips (frames, height, width).
+        patch_size: side of a patch in pixels; of clips (frames, height, width).
         own_patch: side of the model's patches, where a strategy's may be a multiple of it.
         free_counts: whether images of a batch may keep different numbers of patches.
         gate: whether the adapter takes ``gate=True``; one that does not must refuse it.
@@ -54,6 +54,7 @@ class Target:
             in that of ``ids_shuffle``, which is that of the N + M where some are left out.
         decodes_all: whether the decoder gets all patches, also where some are left out, with mask
             tokens in the place of their content.
+        bfloat16: whether the codebase's own model runs in bfloat16.
         masked_mean: whether the codebase's own loss is the mean error of the predicted patches.
         autocast: whether the codebase's own model runs under torch.autocast.
         keeps: attributes of the model that the adapter may change for good, by name.
@@ -62,14 +63,15 @@ class Target:
     name: str
     package: str
     prefix: int = 1
-    image_size: tuple[int, int] = (32, 32)
-    patch_size: int = 8
+    image_size: tuple[int, ...] = (32, 32)
+    patch_size: int | tuple[int, ...] = 8
     own_patch: int | None = None
     free_counts: bool = False
     gate: bool = False
     row_major: bool = False
     decodes_in_order: bool = True
     decodes_all: bool = False
+    bfloat16: bool = True
     masked_mean: bool = True
     autocast: bool = True
     keeps: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ class Target:
 class Given(MaskingStrategy):
     """A strategy that gives one prepared mask, whatever the images."""
 
-    def __init__(self, patch_size: int, patch_mask: PatchMask) -> None:
+    def __init__(self, patch_size: int | tuple[int, ...], patch_mask: PatchMask) -> None:
         super().__init__(patch_size)
         self.patch_mask = patch_mask
         self.free_counts = patch_mask.visible_counts is not None
