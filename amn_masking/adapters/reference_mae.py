@@ -130,7 +130,7 @@ class MaskedAutoencoderMixin(nn.Module):
         patch_mask = given if isinstance(given, PatchMask) else self.make_mask(imgs)
         self.hand_down(call, patch_mask)
         if size is not None:
-            embed = getattr(self, "patch_embed", None)
+            embed: Any = getattr(self, "patch_embed", None)
             if getattr(embed, "strict_img_size", False):
                 grid = embed.grid_size
             patch_mask.check_grid(imgs, size, name, grid)

@@ -128,7 +128,7 @@ def order_is_free(target: Target) -> bool:
     """The order in which visible patches are listed, and predicted ones, changes no error."""
     model, images = model_of(target), images_of(target)
     _, whole = shuffled(target, RATIO)
-    for patch_mask in (whole, some_left_out(whole)):
+    for patch_mask in (whole, some_left_out(whole))[: 1 + target.leaves_out]:
         kept, decoded = patch_mask.num_visible, patch_mask.num_patches - patch_mask.num_left_out
         parts = patch_mask.ids_shuffle.tensor_split([kept, decoded], 1)
         turned = torch.cat([part.flip(1) for part in parts], 1)
@@ -298,7 +298,7 @@ def predicts_all(target: Target) -> bool:
 def left_out(target: Target) -> bool:
     """The decoder gets the prefix and the visible and predicted patches, or mask tokens in the
     place of all others; the pixels of those that are left out change no loss and no predicted
-    error, bit for bit."""
+    error, bit for bit. Else refused."""
     model, images = model_of(target), images_of(target)
     _, whole = shuffled(target, RATIO)
     some = some_left_out(whole)
@@ -306,6 +306,8 @@ def left_out(target: Target) -> bool:
     def step(images: Tensor, patch_mask: PatchMask) -> Step:
         return target.step(model, images, Given(target.patch_size, patch_mask))
 
+    if not target.leaves_out:
+        return refused("left-out patches.* without prediction_ratio", lambda: step(images, some))
     expected = step(images, whole).decoded
     if not target.decodes_all:
         prefix, patches = expected[:, : target.prefix], expected[:, target.prefix :]

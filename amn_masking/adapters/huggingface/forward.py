@@ -10,6 +10,7 @@ from amn_masking.adapters.huggingface.bool_mask_in import BoolMaskIn
 from amn_masking.adapters.huggingface.interface import Interface
 from amn_masking.adapters.huggingface.noise_in import NoiseIn
 from amn_masking.mask import PatchMask
+from amn_masking.patches import masked_mean
 from amn_masking.strategies import MaskingStrategy
 
 INTERFACES: tuple[type[Interface], ...] = (NoiseIn, BoolMaskIn)
@@ -23,7 +24,7 @@ class MaskedPass(NamedTuple):
             From a model that takes ``noise``, ``outputs.mask`` is 1 where it counts: at the
             predicted patches, which are the masked ones unless a ``prediction_ratio`` leaves some
             out. ``outputs.logits`` of those are 0.
-        reconstruction: the model's own loss, a scalar.
+        reconstruction: the model's own loss, a scalar; 0 where no patch of the batch is masked.
         error: ``(B, L)`` per-patch error; its mean over the predicted is ``reconstruction``.
         patch_mask: the mask of this pass.
     """
@@ -96,6 +97,8 @@ def masked_forward(
     def add_terms(module: nn.Module, args: tuple, kwargs: dict, outputs: Any) -> None:
         error = host.error(outputs, kwargs["pixel_values"], masks[0])
         reconstruction = outputs.loss
+        if masks[0].masks_nothing:  # the model may divide by the number of masked patches
+            outputs.loss = reconstruction = masked_mean(error, masks[0].predicted)
         if strategy is not None:
             outputs.loss = strategy.total_loss(reconstruction, error, masks[0])
         passes.append(MaskedPass(outputs, reconstruction, error, masks[0]))
