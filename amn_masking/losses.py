@@ -32,6 +32,7 @@ class CombinedAdversarialLoss(nn.Module):
 
         R = sum(m l) / sum(m)          over the batch, or over all patches but those left out
         A = sum(m w l) / sum(m w)      per image, then their mean; w = sg(s), or 1; on R's scale
+                                       R and A of nothing masked are 0
         objective                      the estimator's; value 0, gradient reversed
 
     Minimising it trains the autoencoder to reconstruct and, in the same backward pass, the
@@ -40,7 +41,8 @@ class CombinedAdversarialLoss(nn.Module):
     mmpretrain's ``PixelReconstructionLoss`` bit for bit.
 
     Args:
-        criterion: ``'L1'`` or ``'L2'``.
+        criterion: ``'L1'`` or ``'L2'``; by default ``'L2'``, or the codebase's own where that has
+            one.
         lambda_adv: weight of the adversarial term, >= 0.
         reconstruct: ``'masked'`` patches, or ``'all'`` of them, in R.
         score_weighted: whether A weights the patches by their score.
@@ -59,13 +61,15 @@ class CombinedAdversarialLoss(nn.Module):
 
     def __init__(
         self,
-        criterion: Literal["L1", "L2"] = "L2",
+        criterion: Literal["L1", "L2"] | None = None,
         lambda_adv: float = 0.5,
         reconstruct: Literal["masked", "all"] = "masked",
         score_weighted: bool = True,
         channel: int | None = None,
     ) -> None:
         super().__init__()
+        self.criterion_said = criterion is not None
+        criterion = criterion or "L2"
         if criterion not in CRITERIA:
             raise ValueError(f"criterion must be one of {sorted(CRITERIA)}, got {criterion!r}")
         if not lambda_adv >= 0:
@@ -218,7 +222,7 @@ class CombinedAdversarialLoss(nn.Module):
             return error.mean()
         # The order of operations is PixelReconstructionLoss's, so that R equals it bit for bit.
         hidden = error.where(mask != 0, 0.0)
-        return (hidden * mask).sum() / mask.sum() / self.channel
+        return (hidden * mask).sum() / mask.sum().clamp_min(1) / self.channel
 
     def extra_repr(self) -> str:
         return settings(self)

@@ -129,7 +129,8 @@ class PatchMask:
 
     @classmethod
     def from_mask(cls, mask: Tensor, grid: tuple[int, ...] | None = None) -> PatchMask:
-        """Wrap a mask made elsewhere.
+        """Wrap a mask made elsewhere. An image may have no masked patch: it is shown as a whole,
+        and has no part in a loss.
 
         Args:
             mask: ``(B, L)`` with ``grid``, or ``(B, h, w)``, or ``(B, d, h, w)``; bool or 0/1, 1 =
@@ -139,8 +140,7 @@ class PatchMask:
 
         Raises:
             TypeError: not a tensor.
-            ValueError: wrong shape, values other than 0 and 1, or an image with no visible or no
-                masked patch.
+            ValueError: wrong shape, values other than 0 and 1, or an image with no visible patch.
         """
         check_tensor(mask, "mask")
         if mask.dim() in (3, 4) and grid in (None, tuple(mask.shape[1:])):
@@ -158,10 +158,10 @@ class PatchMask:
         if not bool(((hard == 0) | (hard == 1)).all()):
             raise ValueError("expected a mask of 0 (visible) and 1 (masked), got other values")
         counts = length - hard.sum(1).long()
-        if bool(((counts == 0) | (counts == length)).any()):
+        if bool((counts == 0).any()):
             raise ValueError(
-                f"each image needs at least one visible and one masked patch of its {length}, "
-                f"got visible counts {counts.tolist()}"
+                f"each image needs at least one visible patch of its {length}, got visible counts "
+                f"{counts.tolist()}"
             )
         num_visible, visible_counts = longest_row(counts)
         return cls.in_order(hard.bool(), num_visible, tuple(grid), visible_counts)
@@ -208,6 +208,11 @@ class PatchMask:
         if self.num_predicted is None:
             return 0
         return self.num_patches - self.num_visible - self.num_predicted
+
+    @property
+    def masks_nothing(self) -> bool:
+        """Whether no patch of the batch is masked, so that there is no error to speak of."""
+        return self.num_visible == self.num_patches and self.visible_counts is None
 
     @property
     def predicted(self) -> Tensor:

@@ -64,6 +64,9 @@ def adversarial_gain(
         A scalar: the mean error of the predicted patches, over the same under masks that hide and
         predict as many patches of each image at uniformly random positions. Above 1 = harder.
 
+    Raises:
+        ValueError: no patch of the batch is masked.
+
     Example:
         >>> import torch
         >>> patch_mask = PatchMask.from_mask(torch.tensor([[1, 1, 0, 0]]).expand(64, -1))
@@ -71,6 +74,11 @@ def adversarial_gain(
         >>> bool(adversarial_gain(lambda mask: error, patch_mask) > 1.2)
         True
     """
+    if patch_mask.masks_nothing:
+        raise ValueError(
+            "adversarial_gain compares the errors of masked patches, but this mask masks none; "
+            "give it the mask of a training step"
+        )
     learned, random = (
         masked_mean(error_under(masks), masks.predicted)
         for masks in (patch_mask, at_random(patch_mask, generator))
@@ -131,7 +139,8 @@ def mask_distance(mask: Tensor) -> Tensor:
         random   = sum_{i != j} (r_i + r_j - 2 r_i r_j) / (B (B - 1))     2 r (1 - r) if all equal
 
     Args:
-        mask: ``(B, L)`` of 0 and 1, B >= 2, with a visible and a masked patch in every image.
+        mask: ``(B, L)`` of 0 and 1, B >= 2, with a visible patch in every image and a masked one
+            in some.
 
     Returns:
         A scalar, the ratio of the two: 0 where all images have one mask, about 1 where position
@@ -218,7 +227,7 @@ class PositionMeter:
         return self.grid is not None and self.batches[self.grid] >= self.window
 
     def entropy(self) -> Tensor:
-        """A scalar in [0, 1], of the newest batch's grid.
+        """A scalar in [0, 1], of the newest batch's grid; NaN if nothing of it was ever masked.
 
         Raises:
             ValueError: nothing was counted yet.

@@ -60,8 +60,8 @@ class MaskingNetwork(nn.Module):
         factors = (downsample,) * dimensions if isinstance(downsample, int) else tuple(downsample)
         if len(factors) != dimensions:
             raise ValueError(
-                f"downsample expected one number, or one for each of {dimensions} dimensions, got "
-                f"{downsample}"
+                f"downsample expected one number, or one for each of {dimensions} dimensions, "
+                f"{axes_of(dimensions)}, got {downsample}"
             )
         sizes = dict(
             in_channels=in_channels,
@@ -113,8 +113,11 @@ class MaskingNetwork(nn.Module):
             )
         size = images.shape[2:]
         if any(side % factor for side, factor in zip(size, self.factors, strict=True)):
+            fitting = tuple(map(math.gcd, size, self.factors))
             raise ValueError(
-                f"downsample={self.downsample} does not divide images of {times(size)} pixels"
+                f"downsample={self.downsample} does not divide {axes_of(self.dimensions)} = "
+                f"{times(size)}, the sides of the images; set "
+                f"network=dict(downsample={fitting}), which does"
             )
         images = area_pool(images, self.factors)
         if self.dimensions == 2:
@@ -147,6 +150,11 @@ class MaskingNetwork(nn.Module):
 def shape_of(dimensions: int, channels: int | str = "C") -> str:
     """``(B, 3, H, W)``, for messages."""
     return SHAPES[dimensions].replace("C", str(channels))
+
+
+def axes_of(dimensions: int) -> str:
+    """``(H, W)``, for messages."""
+    return SHAPES[dimensions].replace("B, C, ", "")
 
 
 def area_pool(images: Tensor, factors: Sequence[int]) -> Tensor:

@@ -194,7 +194,7 @@ def normalise_patches(patches: Tensor) -> Tensor:
 
 
 def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``(B, L)`` errors over all masked patches of the batch, a scalar.
+    """Mean of ``(B, L)`` errors over all masked patches of the batch, a scalar; 0 without any.
 
     What the error is elsewhere does not matter, not a number included.
 
@@ -203,16 +203,17 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
         >>> masked_mean(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
         tensor(2.)
     """
-    return error.where(mask > 0, 0.0).sum() / mask.sum()
+    return error.where(mask > 0, 0.0).sum() / mask.sum().clamp_min(1)
 
 
 def image_means(values: Tensor, weight: Tensor | None) -> Tensor:
     """``(B, 1)`` mean of each image's ``(B, L)`` values, under weights >= 0 if there are any.
 
     What a value of weight 0 is does not matter, not a number included. A mask, or the valid
-    patches, are weights of 0 and 1.
+    patches, are weights of 0 and 1. The mean of an image without a weight is 0.
     """
     if weight is None:
         return values.mean(1, keepdim=True)
     total = (values.where(weight > 0, 0.0) * weight).sum(1, keepdim=True)
-    return total / weight.sum(1, keepdim=True)
+    weights = weight.sum(1, keepdim=True)
+    return total / weights.where(weights > 0, 1)

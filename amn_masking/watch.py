@@ -1,5 +1,5 @@
-"""Says so where a schedule never moves, a masking network would never be trained, or sees images
-it was not made for.
+"""Says so where a schedule never moves, a masking network is never asked or would never be trained,
+or sees images it was not made for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class TrainingWatch:
     ``torch.compile`` it rests.
 
     Attributes:
+        asked: whether the network ever scored an image.
+        turned: how often it was put into training mode before.
         looked: whether the first batch was looked at.
         masks: training masks that were made.
         steps: those at another strength than 0.
@@ -37,11 +39,26 @@ class TrainingWatch:
     """
 
     def __init__(self) -> None:
-        self.looked = False
+        self.asked = self.looked = False
+        self.turned = 0
         self.scheduled = False
         self.masks = self.steps = self.objectives = 0
         self.gradient: Tensor | None = None
         self.start: tuple[int, Tensor] | None = None  # version and value of a weight
+
+    def turned_to_training(self) -> None:
+        """The network was put into training mode, as transformers' Trainer does in every step."""
+        if self.asked:
+            return
+        self.turned += 1
+        if self.turned == STEPS:
+            warnings.warn(
+                f"the masking network was put into training mode {STEPS} times, but never asked "
+                "for a mask, so it learns nothing and the model masks as it does without. A stock "
+                "training loop does not look at model.masking: use the adapter's, such as "
+                "MaskedTrainerMixin beside transformers' Trainer",
+                stacklevel=2,
+            )
 
     def scored(self, images: Tensor, scores: Tensor) -> None:
         """Look at the first batch, by reading four numbers back.
@@ -54,6 +71,7 @@ class TrainingWatch:
             TypeError: the network gives no tensor.
             ValueError: scores outside [0, 1].
         """
+        self.asked = True
         if self.looked or is_compiling():
             return
         self.looked = True

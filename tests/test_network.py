@@ -158,7 +158,11 @@ def test_logits_invert_the_sigmoid_and_stay_finite_at_the_ends():
         ({"channels": 0}, "channels must be at least 1"),
         ({"downsample": 0}, "downsample must be at least 1"),
         ({"downsample": (1, 0)}, "downsample must be at least 1"),
-        ({"downsample": (1, 2, 2)}, "one for each of 2 dimensions, got \\(1, 2, 2\\)"),
+        ({"downsample": (1, 2, 2)}, "one for each of 2 .*\\(H, W\\), got \\(1, 2, 2\\)"),
+        (
+            {"downsample": (8, 8), "dimensions": 3},
+            "one for each of 3 .*\\(D, H, W\\), got \\(8, 8\\)",
+        ),
         ({"dimensions": 4}, "dimensions must be 1, 2 or 3, got 4"),
         ({"norm": "batch"}, "None or 'group', got 'batch'"),
     ],
@@ -173,9 +177,22 @@ def test_wrong_channels_are_refused():
         MaskingNetwork()(torch.zeros(1, 4, 8, 8))
 
 
-def test_downsample_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="downsample=3 does not divide images of 8 x 8"):
-        MaskingNetwork(downsample=3)(torch.zeros(1, 3, 8, 8))
+@pytest.mark.parametrize(
+    ("dimensions", "downsample", "size", "sides", "way_out"),
+    [
+        (1, 4, (6,), "(T) = 6", (2,)),
+        (2, 3, (8, 12), "(H, W) = 8 x 12", (1, 3)),
+        (3, (2, 8, 8), (3, 16, 24), "(D, H, W) = 3 x 16 x 24", (1, 8, 8)),
+    ],
+)
+def test_downsample_that_does_not_divide_is_refused(dimensions, downsample, size, sides, way_out):
+    images = torch.zeros(1, 3, *size)
+    said = rf"{downsample} does not divide {sides}, .*network=dict(downsample={way_out})"
+    for special in "()":
+        said = said.replace(special, "\\" + special)
+    with pytest.raises(ValueError, match=said):
+        MaskingNetwork(downsample=downsample, dimensions=dimensions)(images)
+    MaskingNetwork(downsample=way_out, dimensions=dimensions)(images)
 
 
 def test_downsample_that_does_not_divide_the_patch_is_refused():

@@ -42,10 +42,15 @@ def token_mask(patch_mask: PatchMask, backbone: Any, images: Tensor) -> tuple[Te
 
     Raises:
         TypeError: the backbone is none of lightly's.
-        ValueError: images mask different numbers of patches, the mask has a gate, or the grids of
-            mask, images and backbone are not one.
+        ValueError: images mask different numbers of patches, or none any; the mask has a gate, or
+            the grids of mask, images and backbone are not one.
     """
     prefix = check(patch_mask, backbone, images)
+    if patch_mask.masks_nothing:
+        raise ValueError(
+            "idx_mask expected masked patches, of which the loss is a mean, but no image of this "
+            "batch has one; leave the mask out, backbone.encode(images), and the loss with it"
+        )
     if patch_mask.visible_counts is not None:
         raise ValueError(
             "idx_keep and idx_mask are rectangles, but the images of this batch mask different "

@@ -23,7 +23,7 @@ def check_followed(
         loss: the strategy's; None from one that learns nothing.
         host: whose loss it joins, for the message.
         criterion: the host's own, or the default where it is neither of the two; None where the
-            strategy's is followed.
+            strategy's is followed. One that the user did not say contradicts none.
         reconstruct: whether the strategy's ``reconstruct`` is followed.
         instead: what to do, for the message.
 
@@ -33,7 +33,7 @@ def check_followed(
     if loss is None:
         return
     said: dict[str, object] = {}
-    if criterion is not None and loss.criterion != criterion:
+    if criterion is not None and loss.criterion_said and loss.criterion != criterion:
         said["criterion"] = loss.criterion
     if not reconstruct and loss.reconstruct != "masked":
         said["reconstruct"] = loss.reconstruct

@@ -10,12 +10,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from amn_masking.adapters.decoded import LEFT_OUT, WAY_OUT, decoded_only
+from amn_masking.adapters.decoded import decoded_only
 from amn_masking.adapters.noise_seam import noise_answered, ratio_of
 from amn_masking.adapters.own_loss import check_followed
 from amn_masking.adapters.padding import hidden_padding
+from amn_masking.adapters.reference_interface import (
+    check_axes,
+    check_masked,
+    check_used,
+    decoder_of,
+    mask_for_a_ratio,
+    own_patch_size,
+    target_of,
+)
 from amn_masking.mask import PatchMask
-from amn_masking.patches import masked_mean, normalise_patches
+from amn_masking.patches import masked_mean
 from amn_masking.strategies import MaskingStrategy
 
 
@@ -72,6 +81,21 @@ class MaskedAutoencoderMixin(nn.Module):
         self.mask_checked: tuple[Any, ...] = ()
         self.error_checked = False
 
+    def _load_from_state_dict(
+        self,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        # torch takes every name below a registered module for known, also while that is None.
+        if self.masking is None:
+            unexpected += [name for name in state if name.startswith(f"{prefix}masking.")]
+
     def forward(self, imgs: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward pass, under the strategy's mask.
 
@@ -79,7 +103,8 @@ class MaskedAutoencoderMixin(nn.Module):
             imgs: ``(B, C, H, W)``.
 
         Returns:
-            What the model returns. The first of it, the loss, has the adversarial terms added.
+            What the model returns. The first of it, the loss, has the adversarial terms added; it
+            is 0 where no patch of the batch is masked.
 
         Raises:
             ValueError: the strategy's patches are not the model's, the images or a given mask do
@@ -97,31 +122,52 @@ class MaskedAutoencoderMixin(nn.Module):
         given = given or call.arguments.get("mask_ratio")
         if self.masking is None and not isinstance(given, PatchMask):
             return stock(imgs, *args, **kwargs)
-        patch_mask = given if isinstance(given, PatchMask) else self.make_mask(imgs)
-        self.hand_down(call, patch_mask)
         name, size, grid = type(self).__name__, self.mask_patch_size(), None
         if size is not None:
-            if getattr(self.patch_embed, "strict_img_size", False):
-                grid = self.patch_embed.grid_size
+            check_axes(imgs, size, name)
+        if self.masking is not None:
+            self.check_strategy(size)
+        patch_mask = given if isinstance(given, PatchMask) else self.make_mask(imgs)
+        self.hand_down(call, patch_mask)
+        if size is not None:
+            embed: Any = getattr(self, "patch_embed", None)
+            if getattr(embed, "strict_img_size", False):
+                grid = embed.grid_size
             patch_mask.check_grid(imgs, size, name, grid)
         imgs = patch_mask.fill_invalid(imgs)
         call.arguments[next(iter(call.arguments))] = imgs
-        with self.injected(patch_mask):
+        with self.injected(patch_mask), mask_for_a_ratio(name):
             outputs = stock(*call.args, **call.kwargs)
         self.check_mask(outputs, patch_mask)
-        if self.masking is None:
+        if self.masking is None and not patch_mask.masks_nothing:
             return outputs
         if not isinstance(outputs, tuple) or len(outputs) < 2:
             raise TypeError(
-                f"expected {type(self).__name__}'s own forward to return (loss, pred, mask), got "
+                f"expected {name}'s own forward to return (loss, pred, mask), got "
                 f"{type(outputs).__name__}; override forward so that it does"
             )
         error = self.patch_error(imgs, outputs[1])
+        if patch_mask.masks_nothing:  # the model divides by the number of masked patches
+            return masked_mean(error, patch_mask.predicted), *outputs[1:]
         self.check_error(outputs[0], error, patch_mask)
         return self.masking.total_loss(outputs[0], error, patch_mask), *outputs[1:]
 
     def make_mask(self, imgs: Tensor) -> PatchMask:
-        """The strategy's mask of ``(B, C, H, W)`` images."""
+        """The strategy's mask of ``(B, C, H, W)`` images. Override it where the model's have other
+        axes, or several tokens for a patch.
+        """
+        return self.masking(imgs)
+
+    def check_strategy(self, size: tuple[int, ...] | None) -> None:
+        """Refuse a strategy that the model could not follow, also where the mask is given.
+
+        Args:
+            size: sides of the model's patches, None for any.
+
+        Raises:
+            TypeError: no strategy.
+            ValueError: its patches, its reward or its loss are not the model's.
+        """
         if not isinstance(self.masking, MaskingStrategy):
             raise TypeError(
                 f"masking expected None or a masking strategy, such as AdversarialMasking("
@@ -129,13 +175,12 @@ class MaskedAutoencoderMixin(nn.Module):
             )
         self.masking.require(
             type(self).__name__,
-            self.mask_patch_size(),
+            size,
             normalised_targets=bool(getattr(self, "norm_pix_loss", False)),
         )
         check_followed(
             self.masking.loss, type(self).__name__, criterion="L2" if self.squares_errors else None
         )
-        return self.masking(imgs)
 
     @property
     def squares_errors(self) -> bool:
@@ -147,8 +192,7 @@ class MaskedAutoencoderMixin(nn.Module):
         dimensions; None where it does not say. For a model of clips that keeps the frames of a
         patch elsewhere, override it.
         """
-        size = getattr(self.patch_embed, "patch_size", None)
-        return (size, size) if isinstance(size, int) else size
+        return own_patch_size(self)
 
     def hand_down(self, call: inspect.BoundArguments, patch_mask: PatchMask) -> None:
         """Put the mask where the model's own forward pass takes it down to its masking.
@@ -190,40 +234,14 @@ class MaskedAutoencoderMixin(nn.Module):
         now = (self.training, *(() if patch_mask.padding is not None else counts))
         if self.mask_checked == now or not isinstance(outputs, tuple):
             return
-        used, name = self.used_mask(outputs), type(self).__name__
-        asked = patch_mask.predicted
-        if not isinstance(used, Tensor) or used.shape != asked.shape:
-            shape = tuple(used.shape) if isinstance(used, Tensor) else type(used).__name__
-            raise ValueError(
-                f"expected {name}'s own forward to return the mask that it used third, (B, L) = "
-                f"{tuple(asked.shape)}, got {shape}: whether it used the strategy's cannot be "
-                "seen. Override used_mask(outputs) to return it"
-            )
-        other = int((used != asked).sum())
-        if other:
-            raise ValueError(
-                f"{name} masked other patches than the strategy: {other} of the batch's "
-                f"{asked.numel()} differ ({float(used.float().mean()):.3f} masked, asked for "
-                f"{float(asked.mean()):.3f}), so the masking network would be rewarded for patches "
-                f"that were visible. {self.remedy}"
-            )
+        check_used(self.used_mask(outputs), patch_mask, type(self).__name__, self.remedy)
         self.mask_checked = now
 
     def decoding(self, patch_mask: PatchMask) -> AbstractContextManager[None]:
         """Context in which the model's decoder runs without the patches that are left out."""
         if patch_mask.num_left_out == 0:
             return nullcontext()
-        blocks, prediction = (
-            getattr(self, "decoder_blocks", ()),
-            getattr(self, "decoder_pred", None),
-        )
-        first = next(iter(blocks), None)
-        if not isinstance(first, nn.Module) or not isinstance(prediction, nn.Module):
-            raise ValueError(
-                f"{LEFT_OUT}, which expected a list decoder_blocks of modules and a module "
-                f"decoder_pred, but {type(self).__name__} has not got both; {WAY_OUT}"
-            )
-        return decoded_only(first, prediction, patch_mask)
+        return decoded_only(*decoder_of(self), patch_mask)
 
     def random_masking(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Visible tokens, mask and ids_restore, by a PatchMask where ``mask_ratio`` is one.
@@ -233,10 +251,15 @@ class MaskedAutoencoderMixin(nn.Module):
         Args:
             x: ``(B, L, D)`` tokens without class token.
             args, kwargs: ``mask_ratio``, a mask; or what the model's own masking takes.
+
+        Raises:
+            TypeError: the model masks something else than tokens.
+            ValueError: its tokens are not one for each patch of the mask.
         """
-        mask_ratio = kwargs.get("mask_ratio", args[0] if args else None)
-        if isinstance(mask_ratio, PatchMask):
-            return mask_ratio.gather_visible(x), mask_ratio.predicted, mask_ratio.ids_restore
+        given = (value for value in (*args, *kwargs.values()) if isinstance(value, PatchMask))
+        if (patch_mask := next(given, None)) is not None:
+            check_masked(x, patch_mask, type(self).__name__)
+            return patch_mask.gather_visible(x), patch_mask.predicted, patch_mask.ids_restore
         parent: Any = super()
         return parent.random_masking(x, *args, **kwargs)
 
@@ -250,21 +273,19 @@ class MaskedAutoencoderMixin(nn.Module):
             pred: what the model predicted, of the shape of ``patchify(imgs)``.
 
         Raises:
+            TypeError: the model has no ``patchify(imgs)`` and ``norm_pix_loss``, or predicts no
+                tensor.
             ValueError: ``pred`` has another shape.
         """
-        target = self.patchify(imgs).float()
-        if pred.shape != target.shape:
-            raise ValueError(
-                f"expected a prediction of shape (B, L, p * p * C) = {tuple(target.shape)}, as "
-                f"patchify(imgs) gives, got {tuple(pred.shape)}; override patch_error(imgs, pred)"
-            )
-        if self.norm_pix_loss:
-            target = normalise_patches(target)
+        target = target_of(self, imgs, pred)
         return (pred.float() - target).square().mean(-1)
 
-    def error_under(self, imgs: Tensor, patch_mask: PatchMask) -> Tensor:
-        """``(B, L)`` error of each patch under a given mask, for :mod:`amn_masking.meters`."""
-        return self.patch_error(imgs, self(imgs, mask_ratio=patch_mask)[1])
+    def error_under(self, imgs: Tensor, patch_mask: PatchMask, *args: Any, **kwargs: Any) -> Tensor:
+        """``(B, L)`` error of each patch under a given mask, for :mod:`amn_masking.meters`; of a
+        model whose ``forward`` takes more, with its other arguments.
+        """
+        outputs = self(imgs, *args, mask_ratio=patch_mask, **kwargs)
+        return self.patch_error(imgs, outputs[1])
 
     def check_error(self, loss: Tensor, error: Tensor, patch_mask: PatchMask) -> None:
         """Once: the errors that the adversary gets are those that the model minimises.

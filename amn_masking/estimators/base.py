@@ -99,7 +99,8 @@ class Estimator(ABC):
         advantage = self.weight(learned) * (reward - self.baseline(reward, learned))
         # The surrogate minus its own value: 0 for every patch, whatever the mask.
         change = learned.surrogate - learned.surrogate.detach()
-        return ((advantage * change).sum(1) / learned.chosen.mask.sum(1)).mean()
+        masked = learned.chosen.mask.sum(1).clamp_min(1)
+        return ((advantage * change).sum(1) / masked).mean()
 
     def weight(self, learned: LearnedMask) -> Tensor:
         """``(B, L)`` w: the mask. A masked autoencoder's prediction of visible patches is not

@@ -287,6 +287,11 @@ class AdversarialMasking(MaskingStrategy):
         chosen = replace(chosen, grid=grid, valid=valid, learned=learned)
         return self.leave_out(chosen, generator)
 
+    def train(self, mode: bool = True) -> AdversarialMasking:
+        if mode:
+            self.watch.turned_to_training()
+        return super().train(mode)
+
     def score_map(self, images: Tensor) -> Tensor:
         """The network's ``(B, 1, H', W')`` scores of the images."""
         weight = next(self.network.parameters(), images)

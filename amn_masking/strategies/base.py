@@ -256,7 +256,9 @@ class MaskingStrategy(RatioMixin, nn.Module):
                 "expected images as the encoder sees them, of floating point and normalised, got "
                 f"{images.dtype}; such as (images.float() / 255 - mean) / std"
             )
-        if images.shape[-1] <= 4 < min(images.shape[1:-1]):
+        last = images.shape[-1]
+        divided = number == 3 and last % self.patch_size[-1] == 0  # a volume of few columns
+        if last <= 4 < min(images.shape[1:-1]) and not divided:
             order = (0, number + 1, *range(1, number + 1))
             raise ValueError(
                 f"{expected}, which looks like channels-last; give images.permute{order}"

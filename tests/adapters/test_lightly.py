@@ -95,6 +95,21 @@ def test_what_is_left_out_is_neither_kept_nor_predicted_and_masked_as_bool(backb
     assert torch.equal(error > 0, patch_mask.predicted > 0)
 
 
+def test_images_without_a_masked_patch(backbone_and_prefix):
+    """By bool_mask among others, as crops of DINOv2; of nothing else there are no indices."""
+    backbone, prefix = backbone_and_prefix
+    images, mask = torch.randn(4, 3, 32, 32), torch.zeros(4, 4, 4)
+    with pytest.raises(ValueError, match=r"idx_mask expected masked .*backbone.encode\(images\)"):
+        token_mask(PatchMask.from_mask(mask), backbone, images)
+    mask[1:3, 0] = 1
+    hidden = bool_mask(PatchMask.from_mask(mask), backbone, images)
+    assert torch.equal(hidden[:, prefix:], mask.flatten(1) == 1)
+    got = backbone.encode(images, mask=hidden)
+    whole = backbone.encode(images)
+    torch.testing.assert_close(got[[0, 3]], whole[[0, 3]], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got[1], whole[1], atol=1e-3)
+
+
 def test_random_masking_is_lightly_s_own():
     """From the same noise; lightly draws one number more, for the class token."""
     noise, images = torch.rand(4, 16), torch.randn(4, 3, 32, 32)
@@ -194,7 +209,7 @@ def test_masks_made_elsewhere_say_what_is_wrong_with_them():
         adversarial()(images).gather_visible(tokens)
     with pytest.raises(ValueError, match=r"take prefix tokens .* off first, tokens\[:, 1:\]"):
         adversarial()(images).scatter(utils.get_at_index(tokens, idx_keep), torch.zeros(24))
-    with pytest.raises(ValueError, match="needs at least one visible and one masked patch"):
+    with pytest.raises(ValueError, match="needs at least one visible patch"):
         PatchMask.from_mask(torch.ones(2, 16))
     kept = torch.zeros(2, 16).scatter(1, adversarial()(images).ids_keep, 1.0)
     turned = PatchMask.from_mask(1 - kept)

@@ -149,7 +149,7 @@ SUBTLE = (
     Break(
         "R divides by the number of all patches",
         CORE + "losses.py",
-        "return (hidden * mask).sum() / mask.sum() / self.channel",
+        "return (hidden * mask).sum() / mask.sum().clamp_min(1) / self.channel",
         "return (hidden * mask).mean() / self.channel",
         "test_losses.py",
     ),
@@ -157,14 +157,14 @@ SUBTLE = (
     Break(
         "an image's mean error is the batch's",
         CORE + "patches.py",
-        "return total / weight.sum(1, keepdim=True)",
+        "return total / weights.where(weights > 0, 1)",
         "return (total.sum() / weight.sum()).expand(len(weight), 1)",
         "test_patches.py estimators",
     ),
     Break(
         "the mean over the masked patches is a mean of the images' means",
         CORE + "patches.py",
-        "return error.where(mask > 0, 0.0).sum() / mask.sum()",
+        "return error.where(mask > 0, 0.0).sum() / mask.sum().clamp_min(1)",
         "return image_means(error, mask).mean()",
         "test_patches.py test_meters.py",
     ),
@@ -272,7 +272,7 @@ SUBTLE = (
     Break(
         "the objective is normalised by the batch's mean count",
         CORE + "estimators/base.py",
-        "return ((advantage * change).sum(1) / learned.chosen.mask.sum(1)).mean()",
+        "return ((advantage * change).sum(1) / masked).mean()",
         "return (advantage * change).sum(1).mean() / learned.chosen.mask.sum(1).mean()",
         ESTIMATORS,
     ),

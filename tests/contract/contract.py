@@ -70,7 +70,11 @@ def check(target: Target) -> dict[str, str]:
             print(f"{target.name}, {name}:", file=sys.stderr)
             traceback.print_exc()
             row[name] = "NO"
-    support = {"free counts": target.free_counts, "gate": target.gate}
+    support = {
+        "free counts": target.free_counts,
+        "gate": target.gate,
+        "left out": target.leaves_out,
+    }
     return row | {
         name: "refused" for name, has in support.items() if not has and row[name] == "yes"
     }

@@ -128,7 +128,7 @@ def order_is_free(target: Target) -> bool:
     """The order in which visible patches are listed, and predicted ones, changes no error."""
     model, images = model_of(target), images_of(target)
     _, whole = shuffled(target, RATIO)
-    for patch_mask in (whole, some_left_out(whole)):
+    for patch_mask in (whole, some_left_out(whole))[: 1 + target.leaves_out]:
         kept, decoded = patch_mask.num_visible, patch_mask.num_patches - patch_mask.num_left_out
         parts = patch_mask.ids_shuffle.tensor_split([kept, decoded], 1)
         turned = torch.cat([part.flip(1) for part in parts], 1)
@@ -171,6 +171,16 @@ def images_alone(target: Target) -> bool:
     return close(two[1:], one[1:]) and not close(two[0], one[0])
 
 
+def stock_fails(target: Target, model: nn.Module, images: Tensor) -> bool:
+    """Whether the codebase's own random masking does not run."""
+    noise, _ = shuffled(target, STOCK_RATIO)
+    try:
+        target.stock_step(model, images, noise)
+    except RuntimeError:
+        return True
+    return False
+
+
 def in_low_precision(
     target: Target, model: nn.Module, images: Tensor, autocast: bool, **options: float
 ) -> bool:
@@ -194,20 +204,16 @@ def bfloat16(target: Target, **options: float) -> bool | None:
     the codebase's own model does not run in it."""
     images = images_of(target).bfloat16()
     if not target.bfloat16:
-        noise, _ = shuffled(target, STOCK_RATIO)
-        try:
-            target.stock_step(model_of(target).bfloat16(), images, noise)
-        except RuntimeError:
-            return None
-        return False
+        return None if stock_fails(target, model_of(target).bfloat16(), images) else False
     return in_low_precision(target, model_of(target).bfloat16(), images, False, **options)
 
 
 @also_with_some_left_out
 def autocast(target: Target, **options: float) -> bool | None:
-    """The same under torch.autocast."""
+    """The same under torch.autocast. `-` where the codebase's own model does not run under it."""
     if not target.autocast:
-        return None
+        with torch.autocast("cpu", torch.bfloat16):
+            return None if stock_fails(target, model_of(target), images_of(target)) else False
     return in_low_precision(target, model_of(target), images_of(target), True, **options)
 
 
@@ -309,7 +315,7 @@ def predicts_all(target: Target) -> bool:
 def left_out(target: Target) -> bool:
     """The decoder gets the prefix and the visible and predicted patches, or mask tokens in the
     place of all others; the pixels of those that are left out change no loss and no predicted
-    error, bit for bit."""
+    error, bit for bit. Else refused."""
     model, images = model_of(target), images_of(target)
     _, whole = shuffled(target, RATIO)
     some = some_left_out(whole)
@@ -317,6 +323,8 @@ def left_out(target: Target) -> bool:
     def step(images: Tensor, patch_mask: PatchMask) -> Step:
         return target.step(model, images, Given(target.patch_size, patch_mask))
 
+    if not target.leaves_out:
+        return refused("left-out patches.* without prediction_ratio", lambda: step(images, some))
     expected = step(images, whole).decoded
     if not target.decodes_all:
         prefix, patches = expected[:, : target.prefix], expected[:, target.prefix :]

@@ -6,6 +6,7 @@ import copy
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -81,6 +82,12 @@ def not_a_value_error(self, imgs, *args, **kwargs):
         raise RuntimeError(str(error)) from error
 
 
+def looks_at_no_strategy(self, imgs, *args, **kwargs):
+    unlooked = dict(check_strategy=lambda *args: None, make_mask=lambda self, x: rolled_in(x))
+    with patch.multiple(Mixin, **unlooked):
+        return STOCK["forward"](self, imgs, *args, **kwargs)
+
+
 def unmasked_in_eval(self, x, mask, ids):
     return (x if self.training else x * 2), mask, ids
 
@@ -142,7 +149,7 @@ BROKEN = {
     ),
     "something left behind": ("untouched", (Mixin, "forward", leaves_something)),
     "another error": ("wrong use", (Mixin, "forward", not_a_value_error)),
-    "patch size not looked at": ("wrong use", (Mixin, "make_mask", lambda self, x: rolled_in(x))),
+    "patch size not looked at": ("wrong use", (Mixin, "forward", looks_at_no_strategy)),
     "padding seen": ("free counts", (padding, "attention_mask", hides_nothing)),
     "padding decoded": (
         "free counts",
@@ -216,7 +223,13 @@ def test_a_broken_adapter_is_noticed(what, monkeypatch):
 
 @pytest.mark.parametrize(
     ("law", "support"),
-    [("free counts", "free_counts"), ("gate", "gate"), ("bfloat16", "bfloat16")],
+    [
+        ("free counts", "free_counts"),
+        ("gate", "gate"),
+        ("left out", "leaves_out"),
+        ("bfloat16", "bfloat16"),
+        ("autocast", "autocast"),
+    ],
 )
 def test_what_a_target_says_it_cannot_do_must_be_refused(law, support):
     target = copy.copy(TARGETS[0])

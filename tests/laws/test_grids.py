@@ -211,6 +211,19 @@ def test_inputs_of_other_dimensions_are_refused_with_what_came(grid):
         masking(images, None, torch.ones(BATCH, 5).bool())
 
 
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_a_volume_of_few_columns_is_not_taken_for_channels_last(columns):
+    volumes = torch.randn(2, 8, 16, 16, 4)  # of 8 channels
+    for make in (RandomMasking, AdversarialMasking):
+        options = dict(network=dict(in_channels=8)) if make is AdversarialMasking else {}
+        patch_mask = make(0.5, (8, 8, columns), **options)(volumes)
+        assert patch_mask.grid == (2, 2, 4 // columns)
+    with pytest.raises(ValueError, match=r"channels-last; give images.permute\(0, 4, 1, 2, 3\)"):
+        RandomMasking(0.5, (8, 8, 8))(volumes)
+    with pytest.raises(ValueError, match=r"channels-last; give images.permute\(0, 3, 1, 2\)"):
+        RandomMasking(0.5, 4)(torch.randn(2, 16, 16, 4))  # images, as ever
+
+
 def test_frames_before_channels_are_named():
     clips = torch.randn(2, 8, 3, 16, 16)
     message = r"\(2, 8, 3, 16, 16\).* frames before channels; give images.transpose\(1, 2\)"

@@ -13,6 +13,6 @@ from __future__ import annotations
 
 from amn_masking.adapters.huggingface.forward import MaskedPass, masked_forward
 from amn_masking.adapters.huggingface.noise_in import patch_error
-from amn_masking.adapters.huggingface.trainer import MaskedTrainerMixin
+from amn_masking.adapters.huggingface.trainer import MaskedTrainerMixin, names_as_saved
 
-__all__ = ["MaskedPass", "MaskedTrainerMixin", "masked_forward", "patch_error"]
+__all__ = ["MaskedPass", "MaskedTrainerMixin", "masked_forward", "names_as_saved", "patch_error"]

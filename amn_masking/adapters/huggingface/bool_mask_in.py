@@ -49,8 +49,7 @@ class BoolMaskIn(Interface):
                 f"masking has patch_size={strategy.patch_size}, but {self.name} masks patches of "
                 f"{own} x {own} pixels; give the strategy that patch_size, or a multiple of it"
             )
-        # L1 is the model's criterion and L2 the default, which nobody need have said.
-        check_followed(strategy.loss, self.name, criterion=None)
+        check_followed(strategy.loss, self.name, criterion="L1")
 
     def check_mask(
         self,

@@ -12,6 +12,7 @@ from amn_masking.adapters.huggingface.noise_in import NoiseIn
 from amn_masking.adapters.huggingface.unit_noise_in import UnitNoiseIn
 from amn_masking.adapters.huggingface.video_in import VideoIn
 from amn_masking.mask import PatchMask
+from amn_masking.patches import masked_mean
 from amn_masking.strategies import MaskingStrategy
 
 INTERFACES: tuple[type[Interface], ...] = (NoiseIn, UnitNoiseIn, BoolMaskIn, VideoIn)
@@ -26,7 +27,7 @@ class MaskedPass(NamedTuple):
             ``prediction_ratio`` leaves some out. ViTMAE's ``outputs.mask`` is 1 there, Hiera's
             ``outputs.bool_masked_pos`` False; their ``outputs.logits`` of what is left out are 0,
             and VideoMAE's are of the predicted patches alone.
-        reconstruction: the model's own loss, a scalar.
+        reconstruction: the model's own loss, a scalar; 0 where no patch of the batch is masked.
         error: ``(B, L)`` per-patch error; its mean over the predicted is ``reconstruction``.
         patch_mask: the mask of this pass.
     """
@@ -100,6 +101,8 @@ def masked_forward(
     def add_terms(module: nn.Module, args: tuple, kwargs: dict, outputs: Any) -> None:
         error = host.error(outputs, host.images_of(kwargs["pixel_values"]), masks[0])
         reconstruction = outputs.loss
+        if masks[0].masks_nothing:  # the model may divide by the number of masked patches
+            outputs.loss = reconstruction = masked_mean(error, masks[0].predicted)
         if strategy is not None:
             outputs.loss = strategy.total_loss(reconstruction, error, masks[0])
         passes.append(MaskedPass(outputs, reconstruction, error, masks[0]))

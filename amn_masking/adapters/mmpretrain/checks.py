@@ -110,6 +110,11 @@ class MaskableMethod(BaseSelfSupervisor):
     def check_mask(self, patch_mask: PatchMask, images: Tensor) -> None:
         """Refuse a mask that this method cannot follow, before the forward pass."""
         name = type(self).__name__
+        if patch_mask.masks_nothing:
+            raise ValueError(
+                f"{name} expected masked patches, of which its loss is a mean, but no image of "
+                "this batch has one; let the strategy mask one at least"
+            )
         host = f"{name}'s {type(self.backbone).__name__}"
         patch_mask.check_grid(images, self.masking.patch_size, host, self.own_grid)
         neck: Any = getattr(self, "neck", None)

@@ -141,6 +141,7 @@ def test_what_does_not_fit_is_refused():
         (swin, images, adversarial(patch_size=6), {}, r"patches of 4 x 4 .*a multiple of it"),
         (vit, images, adversarial(gate=True), {}, "leave out gate=True"),
         (vit, images, adversarial(loss=dict(channel=3)), {}, "says channel=3, but ViTFor"),
+        (vit, images, adversarial(loss=dict(criterion="L2")), {}, "says criterion='L2', but ViTF"),
         (vit, images, transposed, {}, r"expected .* = \(8, 4, 4\) .* got \(8, 8, 2\)"),
         (vit, images[:3], mask, {}, r"expected .* = \(3, 4, 4\) .* got \(8, 4, 4\)"),
         (swin, pictures(size=(64, 64)), adversarial(), {}, "is built for 4 x 4; .*32 x 32"),
@@ -155,6 +156,12 @@ def test_what_does_not_fit_is_refused():
         for module in model.modules():
             assert not module._forward_hooks
             assert not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("loss", [dict(criterion="L1"), dict(lambda_adv=0.1), None])
+def test_a_criterion_that_is_the_model_s_or_that_nobody_said_is_followed(loss):
+    done = masked_forward(build("ViT"), pictures(), adversarial(loss=loss))
+    assert done.outputs.loss > done.reconstruction
 
 
 def test_models_with_neither_argument_are_refused():

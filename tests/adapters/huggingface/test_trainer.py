@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra 'huggingface'")
 
+from safetensors.torch import load_file
 from transformers import (
     Trainer,
     TrainingArguments,
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from amn_masking import AdversarialMasking, RandomMasking, watch
-from amn_masking.adapters.huggingface import MaskedTrainerMixin, masked_forward
+from amn_masking.adapters.huggingface import MaskedTrainerMixin, masked_forward, names_as_saved
 from tests.conftest import ROOT
 from tests.helpers.small_vit_mae import adversarial, build, pictures
 
@@ -210,6 +211,46 @@ def test_the_masking_network_is_loaded_as_the_docs_say(tmp_path):
     names["masking"] = AdversarialMasking(0.5, 8)
     exec(block, names)
     assert_equal(weights(names["model"]), weights(model))
+
+
+class Layers(torch.nn.Module):
+    """A network of the user's own, of a name that transformers 5 knows as its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 1, 1), torch.nn.Conv2d(1, 1, 1)])
+
+    def forward(self, images):
+        return torch.sigmoid(self.layers[1](self.layers[0](images)))
+
+
+@pytest.mark.parametrize("network", [None, Layers])
+def test_a_network_is_read_back_under_whatever_names_it_was_saved(tmp_path, network):
+    made = [adversarial(network=network and network()) for _ in range(2)]
+    model, other = build(made[0]), build(made[1])
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    with names_as_saved(other):
+        other.load_state_dict(saved)
+    assert_equal(weights(other), weights(model))
+    own = {name[8:]: value for name, value in saved.items() if name.startswith("masking.")}
+    if own.keys() == made[1].state_dict().keys():
+        made[1].load_state_dict(own)
+    else:  # by hand it is refused, as the docs say
+        with pytest.raises(RuntimeError, match=r"Missing key.*network\.layers\.0\.weight"):
+            made[1].load_state_dict(own)
+
+
+def test_a_stock_trainer_that_never_asks_for_a_mask_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "STEPS", 3)
+    with pytest.warns(UserWarning, match="training mode 3 times, but never asked.*TrainerMixin"):
+        train(tmp_path, build(adversarial()), Trainer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*never asked")
+        train(tmp_path, build(adversarial()))
 
 
 def test_a_network_that_is_not_in_the_optimizer_is_warned_of(tmp_path, monkeypatch):

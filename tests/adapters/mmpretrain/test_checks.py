@@ -69,6 +69,35 @@ def test_a_mask_that_is_not_of_these_images_is_refused(kind, got):
         model.loss(torch.randn(3, 3, 32, 32), [])
 
 
+class Nothing(MaskingStrategy):
+    """Masks no patch of the batch, or none of its first image."""
+
+    some = 0.0
+
+    def forward(self, images, generator=None):
+        mask = torch.zeros(len(images), 4, 4)
+        mask[1:, 1] = self.some
+        return PatchMask.from_mask(mask)
+
+
+def test_a_batch_of_which_nothing_is_masked_is_refused_and_not_a_loss_of_nan():
+    model = small_mae.build(masking=Nothing(8))
+    with pytest.raises(ValueError, match=r"MAE expected masked patches, .* mask one at least"):
+        never_called(model).loss(torch.randn(3, 3, 32, 32), [])
+    model = small_mae.build(masking=Nothing(8))
+    model.masking.some = 1.0
+    losses, gradients = small_mae.step(model)
+    assert losses["mask_ratio_min"] == 0
+    assert torch.isfinite(losses["loss"])
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_a_strict_load_without_a_strategy_says_which_weights_nobody_takes():
+    masked = small_mae.build(masking=dict(type="AdversarialMasking"))
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*masking\.network"):
+        small_mae.build().load_state_dict(masked.state_dict())
+
+
 NO_PIXELS = ("EVA", "MILAN", "MaskFeat", "BEiT v1", "BEiT v2", "CAE", "iTPN (clip)")
 
 

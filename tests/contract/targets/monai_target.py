@@ -22,7 +22,7 @@ class MONAI(Target):
     name = "MONAI MaskedAutoEncoderViT"
     package = "monai"
     gate = True
-    autocast = False  # tests/adapters/test_monai.py
+    autocast = False  # it puts tokens of half precision among mask tokens of float32
 
     def build(self) -> nn.Module:
         return LearnedAutoencoder(

@@ -48,6 +48,7 @@ class Target:
         patch_size: side of a patch in pixels; of clips (frames, height, width).
         own_patch: side of the model's patches, where a strategy's may be a multiple of it.
         free_counts: whether images of a batch may keep different numbers of patches.
+        leaves_out: whether a ``prediction_ratio`` may leave masked patches out.
         gate: whether the adapter takes ``gate=True``; one that does not must refuse it.
         row_major: whether visible tokens come in the grid's order, not in that of ``ids_keep``.
         decodes_in_order: whether the decoder gets all L patches in the order of the grid, and not
@@ -67,6 +68,7 @@ class Target:
     patch_size: int | tuple[int, ...] = 8
     own_patch: int | None = None
     free_counts: bool = False
+    leaves_out: bool = True
     gate: bool = False
     row_major: bool = False
     decodes_in_order: bool = True
