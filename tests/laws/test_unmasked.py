@@ -120,17 +120,17 @@ def test_every_adapter_shows_such_an_image_as_a_whole_or_refuses(name):
     """An image without a masked patch, among others: as alone where counts may differ."""
     target = TARGETS[name]
     model, images = model_of(target), images_of(target)
-    rows, columns = grid_of(target)
-    count = torch.tensor([rows * columns // 2, 0, rows * columns - 1])
-    mask = torch.arange(rows * columns) < count[:, None]
-    given = Given(target.patch_size, PatchMask.from_mask(mask, (rows, columns)))
+    grid = grid_of(target)
+    count = torch.tensor([math.prod(grid) // 2, 0, math.prod(grid) - 1])
+    mask = torch.arange(math.prod(grid)) < count[:, None]
+    given = Given(target.patch_size, PatchMask.from_mask(mask, grid))
     if not target.free_counts:
         assert refused(r"type='quantile'", lambda: target.step(model, images, given))
     else:
         step = target.step(model, images, given)
         error = masked_mean(step.error, step.patch_mask.mask)
         torch.testing.assert_close(step.reconstruction, error, rtol=1e-4, atol=1e-6)
-        alone = Given(target.patch_size, PatchMask.from_mask(mask[1:2], (rows, columns)))
+        alone = Given(target.patch_size, PatchMask.from_mask(mask[1:2], grid))
         one = target.step(model, images[1:2], alone)
         torch.testing.assert_close(step.tokens[1:2], one.tokens, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(step.error[1:2], one.error, rtol=1e-4, atol=1e-5)
@@ -140,11 +140,10 @@ def test_every_adapter_shows_such_an_image_as_a_whole_or_refuses(name):
 def test_a_batch_of_nothing_but_them_has_a_loss_of_0_or_is_refused(name):
     target = TARGETS[name]
     model, images = model_of(target), images_of(target)
-    rows, columns = grid_of(target)
-    nothing = PatchMask.from_mask(torch.zeros(3, rows, columns))
+    nothing = PatchMask.from_mask(torch.zeros(3, *grid_of(target)))
     step = lambda: target.step(model, images, Given(target.patch_size, nothing))  # noqa: E731
-    if target.package == "lightly":
-        assert refused("no image of this batch has one; leave the mask out", step)
+    if target.package == "lightly" or "VideoMAE" in name:
+        assert refused("of this batch has one; leave the mask out", step)
         return
     done = step()
     assert torch.equal(done.tokens, target.all_tokens(model, images))

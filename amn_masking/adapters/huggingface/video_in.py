@@ -60,6 +60,11 @@ class VideoIn(Interface):
         own_grid = [side // part for side, part in zip(size, self.patch_size, strict=True)]
         patch_mask.check_grid(images, self.patch_size, self.name, own_grid)
         self.check_equal_counts(patch_mask)
+        if patch_mask.masks_nothing:
+            raise ValueError(
+                f"{self.name} decodes masked patches alone, but no clip of this batch has one; "
+                "leave the mask out, and the loss with it"
+            )
 
     def hand_in(self, patch_mask: PatchMask, images: Tensor) -> Tensor:
         return patch_mask.predicted.bool()  # the patches that are decoded last, and compared
