@@ -12,8 +12,7 @@ from torch import Generator, Tensor, nn
 
 from amn_masking.checks import check_finite
 from amn_masking.config import build
-from amn_masking.counts import count_masked, count_range
-from amn_masking.estimators import ESTIMATORS, Estimator, ScoreFunction
+from amn_masking.estimators import ESTIMATORS, Estimator
 from amn_masking.learned import LearnedMask
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
@@ -25,8 +24,9 @@ from amn_masking.network import (
     to_logits,
 )
 from amn_masking.patches import fill_invalid, image_means
-from amn_masking.rewards import REWARDS, Reward, patch_variance, reward_scale
+from amn_masking.rewards import Reward, patch_variance, reward_scale
 from amn_masking.schedules import Fixed, Scheduled
+from amn_masking.strategies.adversarial_checks import AdversarialChecks
 from amn_masking.strategies.base import MaskingStrategy
 from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
@@ -38,7 +38,7 @@ NOT_FINITE = (
 )
 
 
-class AdversarialMasking(MaskingStrategy):
+class AdversarialMasking(AdversarialChecks, MaskingStrategy):
     """A mask that a small network learns while the autoencoder trains.
 
     The network scores every patch; a threshold of each image's own turns the scores into a hard
@@ -181,45 +181,6 @@ class AdversarialMasking(MaskingStrategy):
         """Whether ``mask_ratio`` is followed: the threshold's."""
         return self.threshold.takes_ratio
 
-    def check(self) -> None:
-        """Raise ValueError for settings out of range, or that exclude each other."""
-        if self.reward not in REWARDS:
-            raise ValueError(f"unknown reward {self.reward!r}; expected one of {sorted(REWARDS)}")
-        if not 0 <= self.entropy_weight < math.inf:
-            raise ValueError(
-                f"entropy_weight must be finite and cannot be negative, got {self.entropy_weight}"
-            )
-        temperature = self.schedules["temperature"]
-        if not self.standardise and not temperature.start == temperature.end == 1:
-            raise ValueError(
-                "temperature is that of standardised logits and has no part in "
-                f"standardise=False, got {temperature.start}; leave it out"
-            )
-        self.threshold.check(self.schedules)
-        share = self.schedules["random_share"]
-        drawn = max(share.start, share.end)
-        if isinstance(self.estimator, ScoreFunction) and self.free_counts and drawn:
-            raise ValueError(
-                "estimator 'score_function' with a free count expected random_share=0, because the "
-                f"log-probability of a mask is only known then, got {drawn}; use "
-                "threshold=dict(type='quantile') or another estimator"
-            )
-        if self.gate and not self.estimator.differentiable:
-            raise ValueError(
-                f"gate=True lets the gradient through the surrogate mask of visible tokens, but "
-                f"estimator {type(self.estimator).__name__} has none there; use 'straight_through' "
-                "or 'gumbel', or leave the gate out"
-            )
-
-    def check_takes_ratio(self) -> None:
-        if not self.takes_ratio:
-            raise ValueError(
-                f"threshold {type(self.threshold).__name__} chooses the number of masked patches "
-                "by itself and takes no mask_ratio; leave mask_ratio out, set the threshold's own "
-                "arguments, or use threshold=dict(type='quantile') or 'tracking' (a class of your "
-                "own that follows candidates.mask_ratio says takes_ratio = True)"
-            )
-
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
@@ -257,6 +218,7 @@ class AdversarialMasking(MaskingStrategy):
         trains = self.training and torch.is_grad_enabled()
         if trains:
             self.check_degenerate(chosen)
+            self.warn_of_harm()
             self.mask_made()
             if self.random_share < 1:
                 self.watch.taught(self.network, logits, self.strength)
@@ -298,38 +260,6 @@ class AdversarialMasking(MaskingStrategy):
         scores = self.network(images.to(weight.dtype))
         self.watch.scored(images, scores)
         return scores.float()
-
-    def check_degenerate(self, chosen: PatchMask) -> None:
-        """Raise ValueError for masks from which nothing can ever be learned: one masked patch in
-        every image, whose own error is the baseline, or patches that are all drawn at random.
-        """
-        share, strength = self.schedules["random_share"], self.schedules["strength"]
-        if share.start == share.end == 1 and (strength.start or strength.end):
-            raise ValueError(
-                "random_share=1 draws every masked patch at random, and the network would learn "
-                "nothing; lower it, move it by a schedule, or say strength=0"
-            )
-        if self.free_counts:
-            most = count_range(chosen.num_patches, self.threshold.ratio_range)[1]
-            self.check_enough(most, chosen.num_patches)
-
-    def check_counts(self, num_patches: int, *ratios: float) -> None:
-        super().check_counts(num_patches, *ratios)
-        if self.training and torch.is_grad_enabled() and not self.free_counts:
-            for ratio in self.ends("prediction_ratio") or ratios:
-                self.check_enough(count_masked(num_patches, ratio), num_patches)
-
-    def check_enough(self, count: int, num_patches: int) -> None:
-        """Raise ValueError if nothing can be learned from images of which so many are masked."""
-        if count < self.estimator.fewest_masked:
-            raise ValueError(
-                f"{count} of each image's {num_patches} patches are predicted at most, but "
-                f"estimator {type(self.estimator).__name__} compares the patches of one image and "
-                f"its gradient would be 0 below {self.estimator.fewest_masked}; raise "
-                f"{'mask_ratio' if self.prediction_ratio is None else 'prediction_ratio'} "
-                "(or the threshold's ratio_range), take larger images or smaller patches, or "
-                "estimator=dict(type='score_function')"
-            )
 
     def hear(self, error: Tensor, learned: LearnedMask) -> None:
         """Told of the error under a training mask, when its objective is made."""
