@@ -65,7 +65,7 @@ CLAMPED = {
     -1.0: dict(straight_through=0.45, score_function=0.7, ranking=0.2, gumbel=0.7, inclusion=0.7),
 }
 # make test-thorough: all of it, for as long as the specification's own threshold above.
-CASES = list(product((False, True), range(3))) if THOROUGH else [(False, 0)]
+CASES = [(False, 0), (False, 1), (False, 2), (True, 0)] if THOROUGH else [(False, 0)]
 LENGTH = dict(steps=1000 if THOROUGH else 300, batch=16)
 # A constant's ratio is the network's to choose, and `difficulty` moves its own: both may go to an
 # end of the range.
