@@ -51,13 +51,21 @@ class MaskGivenMixin(nn.Module):
             the predicted patches, 1 = predicted, patches in the order of the grid.
 
         Raises:
+            TypeError: neither a mask nor a number.
             ValueError: the mask is not of these images and the model's patches, or of counts that
                 differ between images, or the model masked in another way.
         """
         stock: Any = super().forward
+        name = type(self).__name__
         if not isinstance(masking_ratio, PatchMask):
+            if isinstance(masking_ratio, (nn.Module, Tensor)):
+                raise TypeError(
+                    f"{name} expected the PatchMask that a strategy made of these images, "
+                    "masking(images), or PatchMask.from_mask of a tensor, or a ratio, got "
+                    f"{type(masking_ratio).__name__}"
+                )
             return stock(x, masking_ratio)
-        patch_mask, name = masking_ratio, type(self).__name__
+        patch_mask = masking_ratio
         if patch_mask.padding is not None:
             raise ValueError(
                 f"{name} encodes the same number of visible patches of every image, but those of "

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from amn_masking.adapters.decoded import LEFT_OUT, WAY_OUT
@@ -151,6 +152,8 @@ def target_of(model: Any, imgs: Tensor, pred: Any) -> Tensor:
         raise TypeError(f"expected {name} to have {' and '.join(missing)}; {ERROR}")
     try:
         target = model.patchify(imgs).float()
+    except torch.cuda.OutOfMemoryError:  # a RuntimeError, which is not about the interface
+        raise
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
         raise TypeError(
             f"expected patchify(imgs) of {name} to take images {tuple(imgs.shape)} alone, but it "

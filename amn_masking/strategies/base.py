@@ -215,9 +215,13 @@ class MaskingStrategy(RatioMixin, nn.Module):
             normalised_targets: whether it normalises each patch of its targets (``norm_pix``).
         """
         if patch_size is not None and self.patch_size != tuple(patch_size):
+            slots, rest = divmod(self.patch_size[0], patch_size[0])
+            deep = len(patch_size) == 3 and self.patch_size[1:] == tuple(patch_size[1:])
+            tubes = f", or, for tubes, wrap it: TubeMasking(strategy, slots={slots})"
             raise ValueError(
                 f"masking has patch_size={self.patch_size}, but {host} works on patches of "
                 f"{tuple(patch_size)} pixels; give the strategy patch_size={tuple(patch_size)}"
+                f"{tubes if deep and not rest else ''}"
             )
         if equal_counts and self.free_counts:
             raise ValueError(

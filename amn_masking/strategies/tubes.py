@@ -88,11 +88,16 @@ class TubeMasking(WrappedMasking):
         self, host: str, patch_size: tuple[int, ...] | None = None, *args: Any, **options: Any
     ) -> None:
         if patch_size is not None and self.patch_size != tuple(patch_size):
+            remedy = (
+                "give TubeMasking its number of time slots, and the strategy within the clip's "
+                "frames and its height and width"
+                if len(patch_size) == 3
+                else f"leave TubeMasking out and give the strategy patch_size={tuple(patch_size)}"
+            )
             raise ValueError(
                 f"masking has patch_size={self.patch_size}, {self.masking.patch_size} in "
                 f"{self.slots} slots, but {host} works on patches of {tuple(patch_size)} pixels; "
-                "give TubeMasking its number of time slots, and the strategy within the clip's "
-                "frames and its height and width"
+                f"{remedy}"
             )
         super().require(host, None, *args, **options)
 

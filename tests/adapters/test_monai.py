@@ -128,6 +128,9 @@ def test_what_it_cannot_follow_is_refused():
         model(images, other(images))
     with pytest.raises(ValueError, match="built for 2 x 3 x 2"):
         model(larger := torch.randn(3, 2, 16, 12, 16), strategy()(larger))
+    for given in (strategy(), strategy()(images).mask):
+        with pytest.raises(TypeError, match=f"the PatchMask that .* got {type(given).__name__}"):
+            model(images, given)
 
 
 class Renamed(MaskedAutoEncoderViT):

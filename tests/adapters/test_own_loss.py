@@ -117,3 +117,11 @@ def test_all_that_is_not_followed_is_named():
         ValueError, match=r"criterion='L1', reconstruct='all', channel=3, but a host.*; do that"
     ):
         check_followed(loss, "a host", "L2", instead="do that")
+
+
+def test_a_criterion_that_was_changed_is_refused_and_the_default_is_not():
+    loss = CombinedAdversarialLoss()
+    check_followed(loss, "a host", "L1")
+    loss.criterion = "L1"
+    with pytest.raises(ValueError, match="criterion='L1', but a host"):
+        check_followed(loss, "a host", "L2")

@@ -211,6 +211,15 @@ def test_what_to_override_is_said(case):
         ours(fork, **methods)(*call)
 
 
+def test_a_full_memory_is_not_taken_for_another_interface():
+    def patchify(self, imgs):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    model = ours(SmallMaskedAutoencoder, patchify=patchify)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        model.patch_error(IMAGES, torch.zeros(2, 16, 192))
+
+
 def series_error(self, imgs, pred):
     target = torch.cat([SmallMaskedAutoencoder.patchify(self, imgs[:, i]) for i in range(2)], 1)
     return (pred - target).square().mean(-1)

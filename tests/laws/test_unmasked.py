@@ -51,6 +51,14 @@ def test_tokens_go_out_and_back(case):
     assert torch.equal(PatchMask.from_pixels(pixels, (2,) * len(grid)).mask, patch_mask.mask)
 
 
+def test_those_taken_from_a_batch_with_others_mask_nothing():
+    taken = PatchMask.from_mask(SOME).take(torch.tensor([1, 1]))
+    assert taken.masks_nothing
+    assert not PatchMask.from_mask(SOME).take(torch.tensor([1, 2])).masks_nothing
+    with pytest.raises(ValueError, match="this mask masks none"):
+        adversarial_gain(lambda masks: torch.ones(2, 16), taken)
+
+
 def test_nothing_visible_stays_refused():
     with pytest.raises(ValueError, match=r"at least one visible patch of its 4, .*\[4, 0\]"):
         PatchMask.from_mask(torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]]))

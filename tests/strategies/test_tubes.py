@@ -205,6 +205,7 @@ def test_tubes_within_that_predict_as_many_are_taken():
         (lambda: tubes("random")(clips()[:, :, 0]), r"shape \(B, C, D, H, W\), got \(3, 3, 20, 24"),
         (lambda: BlockMasking(0.5, OWN)(clips()), r"4 x 5 x 6; give it patch_size=\(8, 4, 4\), an"),
         (lambda: BlockMasking(0.5, (8,)), r"two numbers or three, got \(8,\)"),
+        (lambda: tubes("random").require("X", (4, 4)), r"leave TubeMasking out .*=\(4, 4\)$"),
         (
             lambda: tubes("random")(clips(), None, torch.ones(3, PLACES).bool()),
             r"\(3, 120\) patches or \(B, D, H, W\) = \(3, 8, 20, 24\) pixels, got \(3, 30\)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,8 +103,12 @@ class MaskedTrainerMixin:
 
     @torch.no_grad()
     def adversarial_gain(self) -> Tensor:
-        """Error under the last batch's masks over error under random ones, without dropout."""
+        """Error under the last batch's masks over error under random ones, without dropout; NaN
+        where these mask nothing.
+        """
         model, (inputs, patch_mask) = self.model_wrapped, self.last_batch
+        if patch_mask.masks_nothing:
+            return patch_mask.mask.new_tensor(math.nan)
         device = patch_mask.mask.device
         # A generator of its own: that the log is written changes nothing in the training.
         generator = torch.Generator(device).manual_seed(self.state.global_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from transformers import (
     ViTModel,
 )
 
-from amn_masking import AdversarialMasking, RandomMasking, watch
+from amn_masking import AdversarialMasking, MaskingStrategy, PatchMask, RandomMasking, watch
 from amn_masking.adapters.huggingface import MaskedTrainerMixin, masked_forward, names_as_saved
 from tests.conftest import ROOT
 from tests.helpers.small_vit_mae import adversarial, build, pictures
@@ -81,6 +82,17 @@ def test_trainer_trains_both_networks_and_logs_the_masks(tmp_path):
         assert entry["adversarial_gain"] > 0
         assert 0 < entry["reconstruction"] < entry["loss"]
         assert entry["score_spread"] > 0
+
+
+def test_a_last_batch_without_a_masked_patch_has_no_gain_to_log(tmp_path):
+    class Unmasked(MaskingStrategy):
+        def forward(self, images, generator=None, valid=None):
+            return PatchMask.from_mask(torch.zeros(len(images), *self.grid(images)))
+
+    trainer = train(tmp_path, build(Unmasked(8)), max_steps=1, logging_steps=1)
+    entry = trainer.state.log_history[0]
+    assert entry["loss"] == entry["reconstruction"] == entry["mask_ratio"] == 0
+    assert math.isnan(entry["adversarial_gain"])
 
 
 def test_logging_changes_nothing(tmp_path):

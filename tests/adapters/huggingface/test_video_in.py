@@ -153,6 +153,7 @@ def test_what_does_not_fit_is_refused():
     cases = [
         (clips(), adversarial(patch_size=8), {}, r"\(8, 8\), but VideoMAE.* \(2, 8, 8\)"),
         (clips(), TubeMasking(adversarial(patch_size=TUBE), 4), {}, r"\(4, 8, 8\) in 4 slots, but"),
+        (clips(), adversarial(patch_size=TUBE), {}, r"\(2, 8, 8\), or, for tubes.*, slots=2\)"),
         (clips(), places, {}, r"\(6, 2, 2, 4\) for .* got \(6, 1, 2, 4\)"),
         (clips(), tubes(**free), {}, "leaves the count free.*quantile"),
         (clips(2), ragged, {}, r"those of this mask differ.*type='quantile'"),
