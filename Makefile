@@ -64,7 +64,8 @@ test-fast: env
 test-thorough: env
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 -m "hypothesis and not slow" --timeout 7200
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 --timeout 7200 \
-	    tests/estimators/test_original_loop.py tests/estimators/test_score_function.py
+	    tests/estimators/test_original_loop.py tests/estimators/test_score_function.py \
+	    tests/benchmarks/test_planted_difficulty.py
 
 # Break the mask path in every way mutmut knows and see that a test notices.
 mutants: env

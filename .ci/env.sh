@@ -15,16 +15,29 @@ command -v "$python" >/dev/null ||
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "'$python' cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"
 
+# Of two makes at once the second waits. Python locks the open file: flock is not on every system.
+exec 9>>"$folder.lock"
+"$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null || true
+
 place="$PWD $("$python" -V)"
-want="$place $(cat pyproject.toml ${PIP_CONSTRAINT:-} - <<<"$extras" | cksum)"
-stamp=$folder/.installed # a line for each set of extras that is there
-if grep -qxF "$want" "$stamp" 2>/dev/null && "$folder/bin/python" -c '' 2>/dev/null; then
+state="$place $(cat pyproject.toml ${PIP_CONSTRAINT:-} | cksum)"
+stamp=$folder/.installed # the state, then a line for each extra that is there
+there=
+if [ "$(head -n 1 "$stamp" 2>/dev/null)" = "$state" ] && "$folder/bin/python" -c '' 2>/dev/null; then
+    there=$(sed 1d "$stamp")
+fi
+# With those that are there, so that the versions suit them all.
+wanted=$(printf '%s\n' $there ${extras//,/ } | sort -u)
+if [ -n "$there" ] && [ "$wanted" = "$there" ]; then
     exit 0
 fi
 
-# An environment of another Python or place, or a half-made one, is of no use.
-if [ "$(cat "$folder/.place" 2>/dev/null)" != "$place" ] || ! "$folder/bin/python" -m pip -V >/dev/null 2>&1; then
+# An environment of another Python or place, or one that was never finished, is of no use.
+if [ "$(cat "$folder/.place" 2>/dev/null)" != "$place" ] || [ ! -f "$stamp" ] ||
+    ! "$folder/bin/python" -m pip -V >/dev/null 2>&1; then
     rm -rf "$folder"
+else
+    : >"$stamp" # until this is done nothing is known of it
 fi
 free_mb=$(df -Pm . | awk 'NR == 2 { print $4 }')
 if [ ! -d "$folder" ] && [ "$free_mb" -lt 8000 ]; then
@@ -37,13 +50,17 @@ trap 'rm -f "$log"' EXIT
 run() { "$@" >>"$log" 2>&1; }
 pip() { run "$folder/bin/python" -m pip install --disable-pip-version-check "$@"; }
 # uv does in half a minute what takes pip three, and links files that two environments share. It does
-# not read pip's settings, such as an index of one's own: where it fails, pip tries.
+# not read pip's settings: it is given those of the environment, and where it fails, pip tries.
 uv() {
-    run "$folder/bin/uv" pip install --python "$folder/bin/python" \
+    run env ${PIP_EXTRA_INDEX_URL:+"UV_INDEX=$PIP_EXTRA_INDEX_URL" UV_INDEX_STRATEGY=unsafe-best-match} \
+        "$folder/bin/uv" pip install --python "$folder/bin/python" \
+        ${PIP_INDEX_URL:+--default-index "$PIP_INDEX_URL"} \
         ${PIP_CONSTRAINT:+--constraint "$PIP_CONSTRAINT"} ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} "$@"
 }
 make_venv() { [ -d "$folder" ] || run "$python" -m venv "$folder"; }
-install() { pip --upgrade pip uv && uv -e ".[$extras]" || pip -e ".[$extras]"; }
+project=".[$(tr '\n' , <<<"$wanted" | sed 's/,$//')]"
+# Of two failures the last is looked at below, and shown.
+install() { pip --upgrade pip uv && uv -e "$project" || { : >"$log" && pip -e "$project"; }; }
 if ! { make_venv && echo "$place" >"$folder/.place" && install; }; then
     tail -n 15 "$log" >&2
     if grep -qiE 'no space left|errno 28' "$log"; then
@@ -59,4 +76,4 @@ case $extras in
     *mmpretrain*|*onedl*) run "$folder/bin/python" -c 'import mmengine.config' ||
         { tail -n 15 "$log" >&2; fail "mmengine cannot be imported, see above"; } ;;
 esac
-echo "$want" >>"$stamp"
+printf '%s\n' "$state" $wanted >"$stamp"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -39,3 +40,12 @@ def test_the_oldest_python_and_torch_are_those_of_the_package():
     assert f'requires-python = ">={MATRIX["python"][0]}"' in project
     (torch,) = re.findall(r'^dependencies = \["torch>=([\d.]+)"\]$', project, re.M)
     assert f"\ntorch=={torch}." in (ROOT / ".ci/floor.txt").read_text()
+
+
+def test_the_thorough_run_holds_every_case_that_is_left_to_it():
+    recipe = (ROOT / "Makefile").read_text().split("\ntest-thorough: env\n")[1].split("\n\n")[0]
+    files = (path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path != Path(__file__))
+    left = [path for path in files if re.search(r"THOROUGH|thorough_only", path.read_text())]
+    assert left
+    for path in left:
+        assert str(path.relative_to(ROOT)) in recipe.split()

@@ -35,7 +35,7 @@ def vote(
 
     Args:
         train: ``(N, D)`` features, N >= k, of any length.
-        labels: ``(N,)`` int64, at least 0.
+        labels: ``(N,)`` integers, at least 0.
         queries: ``(M, D)`` features.
         k: number of neighbours.
         temperature: above 0; small lets the nearest decide alone.
@@ -44,7 +44,8 @@ def vote(
         ``(M,)`` int64 labels.
 
     Raises:
-        ValueError: k or temperature out of range, or a feature that is not finite.
+        ValueError: k or temperature out of range, labels of another kind or number, or a feature
+            that is not finite.
     """
     if not 1 <= k <= len(train):
         raise ValueError(f"k expected 1 to {len(train)}, the number of training images, got {k}")
@@ -56,13 +57,18 @@ def vote(
                 f"features of the {name} are not finite: is the checkpoint damaged, or did the "
                 "training diverge?"
             )
-    train = F.normalize(train.float(), dim=1)
+    if labels.is_floating_point() or labels.shape != train.shape[:1] or int(labels.min()) < 0:
+        raise ValueError(
+            f"labels expected {len(train)} integers of at least 0, one for each training image, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}: {labels}"
+        )
+    train, labels = F.normalize(train.float(), dim=1), labels.to(train.device, torch.int64)
     classes = int(labels.max()) + 1
     found = []
     for part in F.normalize(queries.float(), dim=1).split(1000):
         nearest = (part @ train.T).topk(k, dim=1)
-        # Less than 1 / temperature, which all have: exp would be large.
-        weights = ((nearest.values - 1) / temperature).exp()
+        # Beside the nearest's, so that one weight at least is not 0 at any temperature.
+        weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
         votes = part.new_zeros(len(part), classes)
         found.append(votes.scatter_add_(1, labels[nearest.indices], weights).argmax(1))
     return torch.cat(found)

@@ -102,7 +102,7 @@ def table(rows: list[dict[str, str]]) -> str:
         if row["masked"] != "yes":
             cell = f"no: {row['masked']}"
             cell += "" if row["stock"] == "yes" else "; fails in stock mmpretrain too"
-        cells.setdefault(row["config"], {})[row["stack"]] = cell.replace("|", "/")
+        cells.setdefault(row["config"], {})[row["stack"]] = " ".join(cell.replace("|", "/").split())
     counts = [
         f"- {name}: {sum(r['masked'] == 'yes' for r in rows if r['stack'] == name)} of "
         f"{sum(r['stack'] == name for r in rows)} configs train"
@@ -128,6 +128,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def save(rows: list[dict[str, str]], folder: Path) -> None:
     """The rows in the place of those of the same stack and config."""
+    folder.mkdir(parents=True, exist_ok=True)
     path, known = folder / "shipped.csv", []
     if path.exists():
         with path.open(newline="") as file:

@@ -17,8 +17,9 @@ def row(stack: str, config: str, masked: str = "yes", stock: str = "", seconds: 
 
 
 def test_rows_replace_those_of_their_stack_and_config_only(tmp_path):
+    tmp_path /= "new"
     save([row("upstream 1", "mae"), row("upstream 1", "eva")], tmp_path)
-    save([row("forks 2", "mae", "ValueError: a | b", "yes")], tmp_path)
+    save([row("forks 2", "mae", "ValueError: a |\n b", "yes")], tmp_path)
     save([row("upstream 1", "eva", "TypeError: x", "TypeError: x", "9")], tmp_path)
     lines = (tmp_path / "shipped.md").read_text().splitlines()
     assert "| config | upstream 1 | forks 2 |" in lines

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
@@ -56,6 +57,27 @@ def test_more_queries_than_are_compared_at_a_time():
     labels = torch.randint(3, (50,), generator=draw)
     expected = slow_vote(train.numpy(), labels.numpy(), queries.numpy(), 5, 0.07)
     assert (vote(train, labels, queries, 5).numpy() == expected).mean() > 0.998  # rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-30])
+def test_a_small_temperature_lets_the_nearest_decide_alone(temperature, dtype):
+    queries = -torch.rand(50, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    train, labels = torch.eye(4, dtype=dtype), torch.tensor([7, 3, 3, 5], dtype=torch.int32)
+    nearest = F.normalize(queries.float(), dim=1).argmax(1)  # though it is far
+    assert torch.equal(vote(train, labels, queries, 4, temperature), labels[nearest].long())
+
+
+def test_no_queries_have_no_labels():
+    assert vote(torch.eye(5), torch.arange(5), torch.empty(0, 5), k=2).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.arange(4), torch.arange(6), torch.arange(-1, 4), torch.arange(5.0)]
+)
+def test_labels_of_another_kind_or_number_are_refused(labels):
+    with pytest.raises(ValueError, match="labels expected 5 integers of at least 0"):
+        vote(torch.eye(5), labels, torch.eye(5), k=1)
 
 
 @pytest.mark.parametrize("name", ["training images", "queries"])
