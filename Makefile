@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help env env-demo env-forks env-floor demo docs test test-fast test-forks test-floor test-thorough mutants breaks estimators methods adapters examples evidence-tables study-smoke lint typecheck package recipes
 
-EXTRAS := mmpretrain,timm,huggingface,lightly,monai,test,dev,docs
+EXTRAS := mmpretrain,timm,huggingface,lightly,monai,demo,test,dev,docs
 PYTHON_ENV := .venv/bin/python
 WORK_DIR := work_dirs/demo
 CONFIG := configs/mmpretrain/mae_amn_vit-tiny_photos.py

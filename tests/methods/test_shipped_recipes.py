@@ -34,7 +34,8 @@ def test_the_committed_table_is_of_every_config_that_mmpretrain_ships():
     with (RESULTS / "shipped.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert (RESULTS / "shipped.md").read_text() == table(rows)
-    mine = {row["config"] for row in rows if row["stack"] == stack()}
+    kind = stack().split()[0]  # of whatever version: `make recipes` is part of a release, not of CI
+    mine = {row["config"] for row in rows if row["stack"].split()[0] == kind}
     assert mine == set(recipes())
     assert len(mine) == 41
     assert all(row["masked"] == "yes" or row["stock"] not in ("", "yes") for row in rows)
