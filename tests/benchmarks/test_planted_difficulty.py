@@ -7,7 +7,10 @@ import pytest
 from benchmarks.planted_difficulty import ESTIMATORS, PROBLEMS
 from tests.conftest import THOROUGH
 
-each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
+# In CI a biased estimator, the default and the unbiased one: those of other kinds.
+each_estimator = pytest.mark.parametrize(
+    "estimator", ESTIMATORS if THOROUGH else ["straight_through", "inclusion", "score_function"]
+)
 
 
 @each_estimator
