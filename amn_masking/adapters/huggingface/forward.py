@@ -68,8 +68,8 @@ def masked_forward(
         TypeError: no such model, or no strategy.
         ValueError: the images or the mask do not have the model's grid; the mask has free counts or
             a gate where the model cannot take them, or was given already as the model's argument;
-            the model shows the encoder pixels of masked patches; or the strategy's loss says what
-            the model's own loss would not follow.
+            the model shows the encoder pixels of masked patches; the strategy's loss says what
+            the model's own loss would not follow; or the model is to return a tuple.
     """
     if not isinstance(masking, (MaskingStrategy, PatchMask)):
         raise TypeError(
@@ -99,6 +99,11 @@ def masked_forward(
         return args, {**kwargs, "pixel_values": filled, **mask}
 
     def add_terms(module: nn.Module, args: tuple, kwargs: dict, outputs: Any) -> None:
+        if isinstance(outputs, tuple):
+            raise ValueError(
+                f"{host.name}'s outputs were expected by name, got a tuple; leave out "
+                "return_dict=False, of the call and of the config"
+            )
         error = host.error(outputs, host.images_of(kwargs["pixel_values"]), masks[0])
         reconstruction = outputs.loss
         if masks[0].masks_nothing:  # the model may divide by the number of masked patches

@@ -59,6 +59,13 @@ def test_a_strategy_that_does_not_fit_is_refused(options, message):
     assert not model._forward_pre_hooks
 
 
+def test_outputs_without_names_are_refused():
+    model = build()
+    with pytest.raises(ValueError, match="by name, got a tuple; leave out return_dict=False"):
+        masked_forward(model, pictures(), adversarial(), return_dict=False)
+    assert not model._forward_hooks
+
+
 def test_grids_of_mask_images_and_model_are_one():
     """A transposed grid has as many patches."""
     model, wide = build(), pictures(size=(16, 64))
