@@ -69,7 +69,7 @@ def main() -> int:
     print(f"masks           {gain:.2f} times as hard as random masks (1.00 = nothing learned)")
     print(f"reconstruction  error under random masks {error[0]:.2f} before, {error[1]:.2f} after")
     print(f"features        20-NN accuracy {before:.2f} untrained, {after:.2f} trained;")
-    print("                photographs of 14 classes: a check that it learns, not a benchmark")
+    print("                56 crops of 14 photographs: so short a training need not raise it")
     print(f"checkpoint      {os.path.relpath(checkpoint)}")
     print(f"look at         {pictures[-1]}")
     return 0

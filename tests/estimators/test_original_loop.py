@@ -66,7 +66,7 @@ CLAMPED = {
 }
 # make test-thorough: all of it, for as long as the specification's own threshold above.
 CASES = [(False, 0), (False, 1), (False, 2), (True, 0)] if THOROUGH else [(False, 0)]
-# 1,000 steps of batches of 16, which are noisier, clamp 0.23 of score_function's scores, of 32 0.02.
+# Over 1,000 steps batches of 16, which are noisier, clamp 0.23 of score_function's scores, 32 0.02.
 LENGTH = dict(steps=1000, batch=32) if THOROUGH else dict(steps=300, batch=16)
 # A constant's ratio is the network's to choose, and `difficulty` moves its own: both may go to an
 # end of the range.
