@@ -29,6 +29,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 thorough_only = pytest.mark.skipif(not THOROUGH, reason="make test-thorough runs it")
 
+# There a group of two that ends may wait for ever for the one that has gone (seen with 2.1.2).
+groups_end = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 3),
+    reason="process groups of torch before 2.3 may hang when they end",
+)
+
 # The models here are tiny, two workers share two cores, and a pool of threads does not survive the
 # forks of make mutants. Processes that tests start get the same.
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import torch
 
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 from amn_masking.thresholds import Difficulty, Tracking
-from tests.conftest import ROOT
+from tests.conftest import ROOT, groups_end
 from tests.helpers.pictures import images_of
 from tests.helpers.precision import HALF
 
@@ -69,6 +69,7 @@ def test_a_loss_that_is_evaluated_twice_is_one_step():
     assert not torch.equal(masking.threshold.errors, errors)
 
 
+@groups_end
 def test_difficulty_is_the_same_on_all_ranks(tmp_path):
     """Two real processes with different errors and scores; what one process does with all of them
     is what they do together.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from amn_masking import AdversarialMasking
 from amn_masking.thresholds import Difficulty
-from tests.conftest import ROOT
+from tests.conftest import ROOT, groups_end
 from tests.helpers import draws
 from tests.helpers.selections import choose
 
@@ -214,6 +214,7 @@ def test_it_asks_for_patches_drawn_at_random(share):
         threshold.observe(torch.rand(2, LENGTH), selection.patch_mask, None)
 
 
+@groups_end
 def test_ranks_agree_and_do_what_one_process_does_with_all_of_their_images(tmp_path):
     """Two real processes; difficulty and number of images differ between them."""
     code = """

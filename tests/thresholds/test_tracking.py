@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from amn_masking import AdversarialMasking
 from amn_masking.thresholds import Tracking
 from amn_masking.thresholds.tracking import own_offsets, upper_quantile
-from tests.conftest import ROOT
+from tests.conftest import ROOT, groups_end
 from tests.helpers import draws
 from tests.helpers.selections import choose
 
@@ -255,6 +255,7 @@ def test_the_masking_strategy_s_checkpoint_holds_it():
     assert masking.state_dict()["threshold.offset"] != 0
 
 
+@groups_end
 def test_ranks_agree(tmp_path):
     """Two real processes with different scores end every step with the same offset."""
     code = """
