@@ -30,6 +30,7 @@ from amn_masking.estimators import (
 )
 from amn_masking.thresholds import Quantile
 from benchmarks.enumeration import QuadraticReward, plackett_luce_gradient, sampled_gradients
+from benchmarks.markdown import markdown_table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -114,21 +115,23 @@ def pick(rows: list[dict[str, str]], name: str, interaction: float, key: str) ->
 def table(rows: list[dict[str, str]]) -> str:
     """Markdown: median and range over the rewards."""
     count, first = len({row["reward"] for row in rows}), rows[0]
-    heads = [f"cosine, interaction {strength:g}" for strength in INTERACTIONS]
+    heads = ["estimator"]
+    heads += [f"cosine, interaction {strength:g}" for strength in INTERACTIONS]
     heads += ["bias, rescaled, interaction 1", "relative variance, interaction 1"]
-    lines = [f"| estimator | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines = []
     for name in ESTIMATORS:
         cells = [pick(rows, name, strength, "cosine") for strength in INTERACTIONS]
         cells += [pick(rows, name, 1.0, key) for key in ("bias_rescaled", "relative_variance")]
         texts = [f"{np.median(v):.2f} ({v.min():.2f} to {v.max():.2f})" for v in cells]
-        lines.append(f"| `{name}` | {' | '.join(texts)} |")
-    lines.append("")
-    lines.append(
+        lines.append([f"`{name}`", *texts])
+    return "\n".join([
+        *markdown_table(heads, lines),
+        "",
         f"Median and range over n = {count} random rewards, {first['samples']} samples each; "
         f"{first['patches']} patches, {first['masked']} masked; torch {first['torch']}, "
-        f"{first['machine']}. Again by `python -m benchmarks.estimator_bias`."
-    )
-    return "\n".join(lines) + "\n"
+        f"{first['machine']}. Again by `python -m benchmarks.estimator_bias`.",
+        "",
+    ])  # fmt: skip
 
 
 def figure(rows: list[dict[str, str]], path: Path) -> None:

@@ -25,6 +25,7 @@ from amn_masking.learned import LearnedMask
 from amn_masking.patches import image_means, masked_mean
 from amn_masking.rewards import patch_variance
 from amn_masking.thresholds import Candidates, Quantile, Selection
+from benchmarks.markdown import markdown_table
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 
 SIDE, GRID, LENGTH, BATCH = 32, (8, 8), 64, 32
@@ -169,11 +170,9 @@ def measure(seed: int, ratio: float, steps: int, masks: int) -> list[dict[str, o
 
 def table(rows: list[dict[str, str]]) -> str:
     """Markdown: mean and range over the seeds."""
-    lines = [
-        "| estimator | cosine with the reference "
-        "| variance of a batch's gradient / squared length of its mean |",
-        "|---|---|---|",
-    ]
+    head = ["estimator", "cosine with the reference"]
+    head += ["variance of a batch's gradient / squared length of its mean"]
+    lines = []
     for name in dict.fromkeys(row["estimator"] for row in rows):
         cells = []
         for key, digits in (("cosine", 2), ("relative_variance", 2)):
@@ -184,19 +183,20 @@ def table(rows: list[dict[str, str]]) -> str:
                 f"{values.max():.{digits}f})"
             )
         kind, comma, rest = name.partition(",")
-        lines.append(f"| `{kind}`{comma}{rest} | {' | '.join(cells)} |")
+        lines.append([f"`{kind}`{comma}{rest}", *cells])
     first = rows[0]
     halves = [float(row["halves"]) for row in rows]
-    lines.append("")
-    lines.append(
+    return "\n".join([
+        *markdown_table(head, lines),
+        "",
         f"Mean and range over n = {len({row['seed'] for row in rows})} seeds of the autoencoder "
         f"and the images; {LENGTH} patches, mask ratio {first['mask_ratio']}, {BATCH} images, "
         f"{first['steps']} training steps; a reference of {first['masks']} masks, whose halves "
         f"have a cosine of {min(halves):.2f} to {max(halves):.2f} with each other; "
         f"{int(first['masks']) // 4} masks an estimator; torch {first['torch']}, "
-        f"{first['machine']}. Again by `python -m benchmarks.estimator_trained`."
-    )
-    return "\n".join(lines) + "\n"
+        f"{first['machine']}. Again by `python -m benchmarks.estimator_trained`.",
+        "",
+    ])  # fmt: skip
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
+from benchmarks.markdown import markdown_table
 from benchmarks.study.stats import compare
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/mmpretrain/evidence"
@@ -63,8 +64,7 @@ def table(root: Path) -> str:
                 f"expected {setting}/{RANDOM}/seedN with a finished evaluation, to compare with; "
                 f"got {', '.join(sorted(found))}"
             )
-        parts += [f"## {setting.name}", ""]
-        parts += ["| masks | evaluation | n | top-1 | less random masks | 95 % |", "|---" * 6 + "|"]
+        lines = []
         for masks in sorted(found, key=lambda name: (name != RANDOM, name)):
             for evaluation, by_seed in found[masks].items():
                 cells = [f"{np.mean(list(by_seed.values())):.2f}", "", ""]
@@ -78,8 +78,9 @@ def table(root: Path) -> str:
                         cells[2] = f"({ends[0]:+.2f} to {ends[1]:+.2f} by seed)"
                     else:
                         cells[2] = f"{ends[0]:+.2f} to {ends[1]:+.2f}"
-                parts.append(f"| {masks} | {evaluation} | {len(by_seed)} | {' | '.join(cells)} |")
-        parts.append("")
+                lines.append([masks, evaluation, len(by_seed), *cells])
+        head = ["masks", "evaluation", "n", "top-1", "less random masks", "95 %"]
+        parts += [f"## {setting.name}", "", *markdown_table(head, lines), ""]
     if not parts:
         raise ValueError(
             f"expected finished evaluations in {root}/SETTING/MASKS/seedN/"

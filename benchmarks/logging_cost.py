@@ -24,6 +24,7 @@ from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from amn_masking.adapters.mmpretrain.runner.numbers_hook import NumbersHook
+from benchmarks.markdown import markdown_table
 
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/logging_cost.md"
 STEPS, INTERVAL, TIMED = 312, 100, 300
@@ -75,16 +76,15 @@ def main() -> None:
         "Made by `python -m benchmarks.logging_cost`: the end of a run of 312 steps an epoch, a",
         f"line every {INTERVAL} steps, on one core of a shared CPU machine; times vary by a third.",
         "",
-        "| | epochs | ms a step | MB in a checkpoint | s to save them |",
-        "|---|---|---|---|---|",
     ]
+    costs = []
     for epochs in (300, 1600):
         for name, (numbers, sparse) in KINDS.items():
             cost = measure(epochs, numbers, sparse)
-            cells = f"{cost[0]:.2f} | {cost[1]:.1f} | {cost[2]:.2f}"
-            lines.append(f"| {name} | {epochs} | {cells} |")
-            print(lines[-1], flush=True)
+            costs.append([name, epochs, f"{cost[0]:.2f}", f"{cost[1]:.1f}", f"{cost[2]:.2f}"])
+            print(*costs[-1], flush=True)
     lines += [
+        *markdown_table(["", "epochs", "ms a step", "MB in a checkpoint", "s to save them"], costs),
         "",
         "Host reads, counted on the CPU: in a step that writes no line a masked method reads back",
         "one value more than stock, the core's look for NaN among the scores, which on a GPU is an",

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from amn_masking.network import MaskingNetwork, area_pool
 from amn_masking.patches import patchify
 from amn_masking.rewards import patch_variance
+from benchmarks.markdown import markdown_table
 from benchmarks.timing import hardware, ratio_of
 
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/network_profile.md"
@@ -174,42 +175,32 @@ def network_table(downsample: int, batch: int, rounds: int) -> list[str]:
     both = take_turns(
         {name: functools.partial(step, one) for name, one in networks.items()}, rounds
     )
-    lines = [
-        "",
-        f"Downsample {downsample}, {batch} images, {rounds} rounds:",
-        "",
-        "| | forward, ms | ratio | and backward, ms | ratio | scores differ | gradients differ |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["", "forward, ms", "ratio", "and backward, ms", "ratio"]
+    head += ["scores differ", "gradients differ"]
+    lines = []
     for name, network in networks.items():
         scores, *gradients = (
             float((one - other).abs().max() / other.abs().max())
             for one, other in zip(step(network), shipped, strict=True)
         )
-        lines.append(
-            f"| {name} | {forward[name][0]:.1f} | {forward[name][1]} | {both[name][0]:.1f} | "
-            f"{both[name][1]} | {scores:.0e} | {max(gradients):.0e} |"
-        )
-        print(lines[-1], flush=True)
-    return lines
+        times = f"{forward[name][0]:.1f}", forward[name][1], f"{both[name][0]:.1f}", both[name][1]
+        lines.append([name, *times, f"{scores:.0e}", f"{max(gradients):.0e}"])
+        print(*lines[-1], flush=True)
+    title = f"Downsample {downsample}, {batch} images, {rounds} rounds:"
+    return ["", title, "", *markdown_table(head, lines)]
 
 
 def variance_table(batch: int, rounds: int) -> list[str]:
     images = torch.randn(batch, 3, 224, 224)
     found = take_turns({n: functools.partial(one, images) for n, one in VARIANCES.items()}, rounds)
     exact = variance_by_patches(images.double())
-    lines = [
-        "",
-        f"Variance of each patch, {batch} images, {rounds} rounds; the error is beside float64:",
-        "",
-        "| | ms | ratio | error |",
-        "|---|---|---|---|",
-    ]
+    title = f"Variance of each patch, {batch} images, {rounds} rounds; the error is beside float64:"
+    lines = []
     for name, one in VARIANCES.items():
         error = float(((one(images) - exact) / exact).abs().max())
-        lines.append(f"| {name} | {found[name][0]:.0f} | {found[name][1]} | {error:.0e} |")
-        print(lines[-1], flush=True)
-    return lines
+        lines.append([name, f"{found[name][0]:.0f}", found[name][1], f"{error:.0e}"])
+        print(*lines[-1], flush=True)
+    return ["", title, "", *markdown_table(["", "ms", "ratio", "error"], lines)]
 
 
 def operators(batch: int, rounds: int) -> list[str]:
@@ -222,17 +213,13 @@ def operators(batch: int, rounds: int) -> list[str]:
                 network(images)
     events = profiler.key_averages(group_by_input_shape=True)
     total = sum(event.self_cpu_time_total for event in events)
-    lines = [
-        "",
-        f"Operators of the shipped network, forward, of {total / 1000 / rounds:.1f} ms:",
-        "",
-    ]
-    lines += ["| operator | on | share |", "|---|---|---|"]
+    title = f"Operators of the shipped network, forward, of {total / 1000 / rounds:.1f} ms:"
+    lines = []
     for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:8]:
         shapes = " and ".join(str(shape) for shape in event.input_shapes[:2] if shape)
-        lines.append(f"| `{event.key}` | {shapes} | {event.self_cpu_time_total / total:.1%} |")
-        print(lines[-1], flush=True)
-    return lines
+        lines.append([f"`{event.key}`", shapes, f"{event.self_cpu_time_total / total:.1%}"])
+        print(*lines[-1], flush=True)
+    return ["", title, "", *markdown_table(["operator", "on", "share"], lines)]
 
 
 def main() -> None:

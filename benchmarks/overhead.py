@@ -45,6 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import amn_masking.adapters.mmpretrain  # noqa: F401  (registers)
 from amn_masking.mask import PatchMask
+from benchmarks.markdown import markdown_table
 from benchmarks.timing import hardware, ratio_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
@@ -407,10 +408,9 @@ pass. Where there is no time, FLOPs and memory alone were measured.
 
 def table(rows: list[dict[str, str]]) -> list[str]:
     """The CSV as Markdown."""
-    lines = [
-        "| model | strategy | step time | FLOPs | memory | step, ms | batch | rounds | on |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["model", "strategy", "step time", "FLOPs", "memory"]
+    head += ["step, ms", "batch", "rounds", "on"]
+    lines = []
     for row in rows:
         on = row["hardware"] + ", torch " + row["torch"]
         on += ", bf16" * (row["amp"] == "True") + ", compiled" * (row["compile"] == "True")
@@ -418,12 +418,11 @@ def table(rows: list[dict[str, str]]) -> list[str]:
         if row["step_ratio"]:
             interval = f"{float(row['step_ratio']):.3f} [{float(row['step_low']):.3f}, "
             interval += f"{float(row['step_high']):.3f}]"
+        counts = (row[name] or "-" for name in ("flops_ratio", "memory_ratio", "step_ms"))
         lines.append(
-            f"| {row['model']} | {row['strategy']} | {interval} | {row['flops_ratio'] or '-'} | "
-            f"{row['memory_ratio'] or '-'} | {row['step_ms'] or '-'} | {row['batch']} | "
-            f"{row['rounds']} | {on} |"
+            [row["model"], row["strategy"], interval, *counts, row["batch"], row["rounds"], on]
         )
-    return lines
+    return markdown_table(head, lines)
 
 
 def setting(row: dict[str, str]) -> str:

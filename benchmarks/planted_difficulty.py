@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 from amn_masking.patches import patchify
 from benchmarks.enumeration import fixed_masks
+from benchmarks.markdown import markdown_table
 
 ESTIMATORS = ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
 PATCH = 4
@@ -211,7 +212,6 @@ def run(seeds: int) -> list[dict[str, object]]:
 def table(rows: list[dict[str, str]]) -> str:
     """Markdown: share of the best mask's reward, mean and range over the seeds."""
     titles = [f"{problem.title}, {problem.steps} steps" for problem in PROBLEMS.values()]
-    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
 
     def cell(column: str, **where: object) -> str:
         shares = np.array(
@@ -223,21 +223,21 @@ def table(rows: list[dict[str, str]]) -> str:
         )
         return f"{shares.mean():.2f} ({shares.min():.2f} to {shares.max():.2f})"
 
-    lines.append(
-        "| random masks | " + " | ".join(cell("random", problem=p) for p in PROBLEMS) + " |"
-    )
+    lines = [["random masks", *(cell("random", problem=p) for p in PROBLEMS)]]
     for strength, sign in ((1.0, "+1"), (-1.0, "-1")):
         for estimator in ESTIMATORS:
             where = dict(estimator=estimator, strength=strength)
-            cells = " | ".join(cell("reached", problem=p, **where) for p in PROBLEMS)
-            lines.append(f"| `{estimator}`, strength {sign} | {cells} |")
+            cells = (cell("reached", problem=p, **where) for p in PROBLEMS)
+            lines.append([f"`{estimator}`, strength {sign}", *cells])
     first = rows[0]
-    lines.append("")
-    lines.append(
+    return "\n".join([
+        *markdown_table(["", *titles], lines),
+        "",
         f"Mean and range over n = {len({row['seed'] for row in rows})} seeds; torch "
-        f"{first['torch']}, {first['machine']}. Again by `python -m benchmarks.planted_difficulty`."
-    )
-    return "\n".join(lines) + "\n"
+        f"{first['torch']}, {first['machine']}. Again by "
+        "`python -m benchmarks.planted_difficulty`.",
+        "",
+    ])  # fmt: skip
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.markdown import markdown_table
 from benchmarks.study.cifar_arms import CHOSEN, GPU, RATIOS
 from benchmarks.study.evidence import fill, mean, rows_of
 from benchmarks.study.figures import differences
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.store import Row
-from benchmarks.study.tables import Cell, by_cell, cell, interval, label, line
+from benchmarks.study.tables import Cell, by_cell, cell, interval, label
 
 STOCK: Cell = ("random", 0.75)
 OTHERS = {
@@ -64,11 +65,11 @@ def lengths(results: Path) -> list[str]:
     metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune", "probe_1_percent": "1 %"}
     values = {metric: by_cell(rows, metric) for metric in metrics}
     trained = {cell(row): epochs_of(row) for row in rows if json.loads(row["settings"])["masking"]}
-    lines = [line("encoder", "epochs", "n", *metrics.values()), line(*["---"] * (3 + len(metrics)))]
+    lines = []
     for one in sorted(values["probe"], key=lambda one: trained.get(one, 0)):
         numbers = [mean(values[metric].get(one)) for metric in metrics]
-        lines.append(line(one[0], trained.get(one, ""), len(values["probe"][one]), *numbers))
-    return lines
+        lines.append([one[0], trained.get(one, ""), len(values["probe"][one]), *numbers])
+    return markdown_table(["encoder", "epochs", "n", *metrics.values()], lines)
 
 
 def tuning(results: Path) -> list[str]:
@@ -76,22 +77,20 @@ def tuning(results: Path) -> list[str]:
     rows = rows_of(results, "cifar_tuning", "tune", GPU.data)
     probe = by_cell(rows, "probe")
     seeds = sorted({len(values) for values in probe.values()})
-    lines = [
-        f"Means of {' or '.join(map(str, seeds))} seeds.", "",
-        line("masks", *(f"{ratio:g}" for ratio in RATIOS)), line(*["---"] * (1 + len(RATIOS))),
-    ]  # fmt: skip
-    for name in dict.fromkeys(name for name, _ in probe):
-        lines.append(line(name, *(mean(probe.get((name, ratio))) for ratio in RATIOS)))
-    return lines
+    return [f"Means of {' or '.join(map(str, seeds))} seeds.", "", *by_ratio(probe, RATIOS)]
 
 
 def recipes(results: Path) -> list[str]:
     """Learning rates and targets, on a tuning seed."""
-    probe = by_cell(rows_of(results, "cifar_recipe", "tune", GPU.data), "probe")
-    lines = [line("masks", "0.5", "0.75"), line("---", "---", "---")]
-    for name in dict.fromkeys(name for name, _ in probe):
-        lines.append(line(name, *(mean(probe.get((name, ratio))) for ratio in (0.5, 0.75))))
-    return lines
+    rows = rows_of(results, "cifar_recipe", "tune", GPU.data)
+    return by_ratio(by_cell(rows, "probe"), (0.5, 0.75))
+
+
+def by_ratio(probe: Mapping[Cell, dict[int, float]], ratios: Sequence[float]) -> list[str]:
+    """A line a strategy, a column a mask ratio."""
+    names = dict.fromkeys(name for name, _ in probe)
+    cells = [[name, *(mean(probe.get((name, ratio))) for ratio in ratios)] for name in names]
+    return markdown_table(["masks", *(f"{ratio:g}" for ratio in ratios)], cells)
 
 
 def main_table(results: Path) -> list[str]:
@@ -106,15 +105,12 @@ def main_table(results: Path) -> list[str]:
     columns = [
         text for one in references for text in (f"less random {one[1]:g}", "95 %, or by seed", "p")
     ]
-    lines = [
-        line("masks", "ratio", "epochs", "n", "probe", *columns),
-        line(*["---"] * (5 + len(columns))),
-    ]
+    lines = []
     compared = {one: beside(probe, cells, one) for one in references}
     for one in cells:
         texts = [text for reference in references for text in compared[reference][one]]
-        lines.append(line(*label(one), epochs[one], len(probe[one]), f"{mean(probe[one])}", *texts))
-    return lines
+        lines.append([*label(one), epochs[one], len(probe[one]), mean(probe[one]), *texts])
+    return markdown_table(["masks", "ratio", "epochs", "n", "probe", *columns], lines)
 
 
 def beside(
@@ -143,17 +139,15 @@ PAIRS: tuple[tuple[Cell, Cell], ...] = (
 def same_price(results: Path) -> list[str]:
     """Pairs of one ratio and of nearly one price: they differ in what is masked or predicted."""
     probe = by_cell(report(results), "probe")
-    lines = [
-        line("masks", "less", "n", "difference of the probe", "95 %, or by seed"),
-        line(*["---"] * 5),
-    ]
+    lines = []
     for one, other in PAIRS:
         if one in probe and other in probe:
             found = compare(probe[one], probe[other])
             names = (" at ".join(label(cell)) for cell in (one, other))
             count = len(found.differences)
-            lines.append(line(*names, count, f"{found.mean:+.3f}", interval(found)))
-    return lines
+            lines.append([*names, count, f"{found.mean:+.3f}", interval(found)])
+    head = ["masks", "less", "n", "difference of the probe", "95 %, or by seed"]
+    return markdown_table(head, lines)
 
 
 def other_measures(results: Path) -> list[str]:
@@ -162,15 +156,15 @@ def other_measures(results: Path) -> list[str]:
     """
     rows = report(results)
     values = {metric: by_cell(rows, metric) for metric in OTHERS}
-    lines = [line("masks", "ratio", *OTHERS.values()), line(*["---"] * (2 + len(OTHERS)))]
+    lines = []
     for one in ordered(by_cell(rows, "probe")):
         texts = []
         for metric in OTHERS:
             found = compare(values[metric][one], values[metric][STOCK]).differences
             text = mean(values[metric][one])
             texts.append(f"**{text}**" if len(found) >= 3 and min(found) > 0 else text)
-        lines.append(line(*label(one), *texts))
-    return lines
+        lines.append([*label(one), *texts])
+    return markdown_table(["masks", "ratio", *OTHERS.values()], lines)
 
 
 def masks(results: Path) -> list[str]:
@@ -182,11 +176,11 @@ def masks(results: Path) -> list[str]:
         "error_random_0.75": "error under random masks at 0.75",
     }  # fmt: skip
     values = {metric: by_cell(rows, metric) for metric in names}
-    lines = [line("masks", "ratio", *names.values()), line(*["---"] * (2 + len(names)))]
+    lines = []
     for one in ordered(by_cell(rows, "probe")):
         if not one[0].startswith("predicted"):  # their errors are of other tasks
-            lines.append(line(*label(one), *(mean(values[metric].get(one)) for metric in names)))
-    return lines
+            lines.append([*label(one), *(mean(values[metric].get(one)) for metric in names)])
+    return markdown_table(["masks", "ratio", *names.values()], lines)
 
 
 TABLES: dict[str, Callable[[Path], Sequence[str]]] = {

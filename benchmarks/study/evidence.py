@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.markdown import markdown_table
 from benchmarks.overhead import SHIPPED, verdicts
 from benchmarks.study import store
 from benchmarks.study.figures import probe_against_ratio
@@ -30,7 +31,6 @@ from benchmarks.study.tables import (
     current,
     interval,
     label,
-    line,
     of_split,
 )
 
@@ -92,15 +92,15 @@ def counted(counts: Collection[int], split: str) -> str:
 def recipe(results: Path) -> list[str]:
     """Which recipes are usable."""
     metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune"}
-    lines = [line("data", "encoder", "seeds", *metrics.values()), line(*["---"] * 6)]
+    lines = []
     for data in SETS:
         rows = [r for name in ("recipe", "tried") for r in rows_of(results, name, "tune", data)]
         values = {metric: by_cell(rows, metric) for metric in metrics}
         for one in values["probe"]:
             name = one[0].replace("random", "random masks")
             numbers = [mean(values[metric].get(one)) for metric in metrics]
-            lines.append(line(data, name, len(values["probe"][one]), *numbers))
-    return lines
+            lines.append([data, name, len(values["probe"][one]), *numbers])
+    return markdown_table(["data", "encoder", "seeds", *metrics.values()], lines)
 
 
 def grid(results: Path) -> list[str]:
@@ -113,12 +113,11 @@ def grid(results: Path) -> list[str]:
         seeds = {len(values) for values in probe.values()}
         if not seeds:
             continue
+        cells = [[name, *(mean(probe.get((name, r))) for r in ratios)] for name in STRENGTHS]
         lines += [
             "", f"{data}, {counted(seeds, 'tune')}:", "",
-            line("masks", *(f"{ratio:g}" for ratio in ratios)), line(*["---"] * (1 + len(ratios))),
+            *markdown_table(["masks", *(f"{ratio:g}" for ratio in ratios)], cells),
         ]  # fmt: skip
-        for name in STRENGTHS:
-            lines.append(line(name, *(mean(probe.get((name, ratio))) for ratio in ratios)))
     return lines[1:]
 
 
@@ -145,28 +144,27 @@ def beside_random(experiment: str, others: bool = False) -> Callable[[Path], lis
             differences = [
                 column for one in references for column in (f"less {one[0]}", "95 %", "p")
             ]
+            compared = [beside(probe, order, one) for one in references]
+            main = [
+                [*label(one), epochs[one], mean(probe[one]), *(t for c in compared for t in c[one])]
+                for one in order
+            ]
             lines += [
                 "", f"{data}, {counted({len(probe[references[0]])}, 'report')}:", "",
-                line("masks", "ratio", "epochs", "probe", *differences),
-                line(*["---"] * (4 + len(differences))),
+                *markdown_table(["masks", "ratio", "epochs", "probe", *differences], main),
             ]  # fmt: skip
-            compared = [beside(probe, order, one) for one in references]
-            for one in order:
-                texts = [text for column in compared for text in column[one]]
-                lines.append(line(*label(one), epochs[one], mean(probe[one]), *texts))
             if not others:
                 continue
             metrics = [metric for metric in ACCURACY[1:] if values[metric]]
-            lines += [
-                "", f"Other measures less random masks' on {data}, each with its own interval, not "
-                "corrected for their number:", "",
-                line("masks", *metrics), line(*["---"] * (1 + len(metrics))),
-                line("random, itself", *(mean(values[m][cells["random"]]) for m in metrics)),
-            ]  # fmt: skip
+            rest = [["random, itself", *(mean(values[m][cells["random"]]) for m in metrics)]]
             for one in order:
                 if one[0] != "random":
                     found = [compare(values[m][one], values[m][cells["random"]]) for m in metrics]
-                    lines.append(line(one[0], *(f"{c.mean:+.3f} ({interval(c)})" for c in found)))
+                    rest.append([one[0], *(f"{c.mean:+.3f} ({interval(c)})" for c in found)])
+            lines += [
+                "", f"Other measures less random masks' on {data}, each with its own interval, not "
+                "corrected for their number:", "", *markdown_table(["masks", *metrics], rest),
+            ]  # fmt: skip
         return lines[1:] or ["Not run yet."]
 
     return tables
@@ -213,12 +211,11 @@ def means(experiment: str, split: str, metrics: Sequence[str]) -> Callable[[Path
                 continue
             cells = list(dict.fromkeys(map(cell, rows)))
             seeds = {len({r["seed"] for r in rows if cell(r) == c}) for c in cells}
+            texts = [[*label(one), *(mean(values[m].get(one)) for m in values)] for one in cells]
             lines += [
                 "", f"{data}, {counted(seeds, split)}:", "",
-                line("masks", "ratio", *values), line(*["---"] * (2 + len(values))),
+                *markdown_table(["masks", "ratio", *values], texts),
             ]  # fmt: skip
-            for one in cells:
-                lines.append(line(*label(one), *(mean(values[m].get(one)) for m in values)))
         return lines[1:] or ["Not run yet."]
 
     return table
@@ -240,17 +237,18 @@ def crossed(results: Path) -> list[str]:
         means = {pair: float(np.mean(values)) for pair, values in errors.items()}
         least = {under: min(means[trained, under] for trained in names) for under in names}
         count = len(next(iter(errors.values())))
-        lines += [
-            "", f"{data}, ratio 0.5, {counted({count}, 'report')}:", "",
-            line("trained with", *names), line(*["---"] * (1 + len(names))),
-        ]  # fmt: skip
+        cells = []
         for trained in names:
             texts = [f"{means[trained, under]:.3f}" for under in names]
             texts = [
                 f"**{text}**" if means[trained, under] == least[under] else text
                 for text, under in zip(texts, names, strict=True)
             ]
-            lines.append(line(trained, *texts))
+            cells.append([trained, *texts])
+        lines += [
+            "", f"{data}, ratio 0.5, {counted({count}, 'report')}:", "",
+            *markdown_table(["trained with", *names], cells),
+        ]  # fmt: skip
     return lines[1:] or ["Not run yet."]
 
 
@@ -258,15 +256,15 @@ def price(results: Path) -> list[str]:
     """The overhead of some strategies, and whether the shipped network meets its targets."""
     with (results / "overhead.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    lines = [*verdicts(rows), ""]
-    lines += [line("model", "masks", "step time", "95 %", "FLOPs", "memory"), line(*["---"] * 6)]
+    cells = []
     for row in rows:
         if row["strategy"] in PRICED and row["model"] != "mask path":
             numbers = [row[f"step_{name}"] for name in ("ratio", "low", "high")]
             numbers += [row["flops_ratio"], row["memory_ratio"]]
             ratio, low, high, *counts = [f"{float(n):.3f}" for n in numbers]
-            lines.append(line(row["model"], row["strategy"], ratio, f"{low} to {high}", *counts))
-    return lines
+            cells.append([row["model"], row["strategy"], ratio, f"{low} to {high}", *counts])
+    head = ["model", "masks", "step time", "95 %", "FLOPs", "memory"]
+    return [*verdicts(rows), "", *markdown_table(head, cells)]
 
 
 TABLES: dict[str, Callable[[Path], Sequence[str]]] = {

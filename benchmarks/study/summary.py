@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.markdown import markdown_table
 from benchmarks.study.cifar_arms import CHOSEN as CIFAR_CHOSEN
 from benchmarks.study.cifar_arms import GPU
 from benchmarks.study.evidence import best_free, fill, mean, price, rows_of
@@ -15,7 +16,7 @@ from benchmarks.study.experiments import CHOSEN, PREDICTED, SEEN
 from benchmarks.study.figures import forest
 from benchmarks.study.settings import USABLE
 from benchmarks.study.stats import Comparison, compare
-from benchmarks.study.tables import Cell, by_cell, interval, line
+from benchmarks.study.tables import Cell, by_cell, interval
 
 CHART = "images/evidence.png"
 SHARE = "adversarial, random share 1 to 0.5"
@@ -112,10 +113,7 @@ def found(results: Path, column: Column) -> dict[str, tuple[Cell, Comparison]]:
 def summary(results: Path) -> list[str]:
     """The table: a line per strategy, a column per data set."""
     by_column = [found(results, column) for column in columns(results)]
-    lines = [
-        line("masks", *(column.words for column in columns(results))),
-        line(*["---"] * (1 + len(by_column))),
-    ]
+    lines = []
     for words in LINES:
         texts = []
         for cells in by_column:
@@ -128,8 +126,8 @@ def summary(results: Path) -> list[str]:
             kind = name.removeprefix(f"{words}, ")
             named = words == "best free masks" or kind != name
             texts.append(f"{text} ({kind})" if named else text)
-        lines.append(line(words, *texts))
-    return lines
+        lines.append([words, *texts])
+    return markdown_table(["masks", *(column.words for column in columns(results))], lines)
 
 
 def sets(results: Path) -> list[str]:
@@ -139,16 +137,16 @@ def sets(results: Path) -> list[str]:
     probes = {
         data: by_cell(rows_of(results, "seen_predicted", "tune", data), "probe") for data in USABLE
     }
-    lines = [line("seen", "predicted", *heads), line(*["---"] * (2 + len(heads)))]
     stock = [mean(probes[data].get(STOCK)) for data in USABLE]
-    lines.append(line("0.25", "0.75 (stock)", *(text for one in stock for text in (one, "", ""))))
+    lines = [["0.25", "0.75 (stock)", *(text for one in stock for text in (one, "", ""))]]
     for seen in SEEN:
         for predicted in PREDICTED:
             cells = [(f"{kind}, seen {seen:g}", predicted) for kind in kinds]
             texts = [mean(probes[data].get(one)) for data in USABLE for one in cells]
-            lines.append(line(f"{seen:g}", f"{predicted:g}", *texts))
+            lines.append([f"{seen:g}", f"{predicted:g}", *texts])
     seeds = [f"{data} {max(map(len, probes[data].values()), default=0)}" for data in USABLE]
-    return [*lines, "", f"Seeds: {', '.join(seeds)}."]
+    table = markdown_table(["seen", "predicted", *heads], lines)
+    return [*table, "", f"Seeds: {', '.join(seeds)}."]
 
 
 def chart(results: Path, path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.markdown import markdown_table
 from benchmarks.study import store
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.figures import probe_against_ratio
@@ -111,7 +112,7 @@ def metric_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     values = {column: by_cell(rows, column) for column in columns}
     columns = [column for column in columns if values[column]]
     cells = [c for c in dict.fromkeys(map(cell, rows)) if any(c in values[m] for m in columns)]
-    lines = [line("strategy", "ratio", "seeds", *columns), line(*["---"] * (3 + len(columns)))]
+    lines = []
     for strategy, ratio in cells:
         numbers = [values[column].get((strategy, ratio), {}) for column in columns]
         seeds = max(map(len, numbers))
@@ -119,8 +120,8 @@ def metric_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
             spread(list(n.values())) + (f", n = {len(n)}" if 0 < len(n) < seeds else "")
             for n in numbers
         ]
-        lines.append(line(*label((strategy, ratio)), seeds, *texts))
-    return lines
+        lines.append([*label((strategy, ratio)), seeds, *texts])
+    return markdown_table(["strategy", "ratio", "seeds", *columns], lines)
 
 
 def comparisons(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
@@ -164,29 +165,21 @@ def comparison_table(
     ]
     if not pairs:
         return []
-    lines = [
-        "",
-        title,
-        "",
-        line(
-            "strategy", "ratio", "random's", "difference of the probe", "interval", "p, Holm", "n"
-        ),
-        line(*["---"] * 7),
-    ]
     found = [compare(values[one], values[other]) for one, other in pairs]
     corrected = holm([comparison.p for comparison in found])
-    for (one, other), comparison, p in zip(pairs, found, corrected, strict=True):
-        lines.append(
-            line(
-                *label(one),
-                f"{other[1]:g}",
-                f"{comparison.mean:+.3f}",
-                interval(comparison),
-                "" if np.isnan(p) else f"{p:.3f}",
-                len(comparison.differences),
-            )
-        )
-    return lines
+    lines = [
+        [
+            *label(one),
+            f"{other[1]:g}",
+            f"{comparison.mean:+.3f}",
+            interval(comparison),
+            "" if np.isnan(p) else f"{p:.3f}",
+            len(comparison.differences),
+        ]
+        for (one, other), comparison, p in zip(pairs, found, corrected, strict=True)
+    ]
+    head = ["strategy", "ratio", "random's", "difference of the probe", "interval", "p, Holm", "n"]
+    return ["", title, "", *markdown_table(head, lines)]
 
 
 def search_section(rows: Sequence[Row]) -> list[str]:
@@ -208,23 +201,21 @@ def search_section(rows: Sequence[Row]) -> list[str]:
             "best of many looks better than it is. *Worth* is what the search maximises, the mean "
             "of the linear probe and of nearest neighbours.",
             "",
-            line("trial", "seeds", "probe", "10-NN", "worth less random's"),
-            line(*["---"] * 5),
         ]
 
         def rank(trial: Sequence[Row]) -> tuple[int, float]:
             return len(trial), float(np.mean([worth(row) for row in trial]))
 
+        cells = []
         for trial in sorted(trials.values(), key=rank, reverse=True):
             differences = [worth(row) - baseline[row["seed"]] for row in trial]
-            lines.append(
-                line(
-                    trial[0]["strategy"],
-                    len(trial),
-                    *(spread([float(row[name]) for row in trial]) for name in ("probe", "knn")),
-                    spread(differences) if trial is not random else "",
-                )
-            )
+            cells.append([
+                trial[0]["strategy"],
+                len(trial),
+                *(spread([float(row[name]) for row in trial]) for name in ("probe", "knn")),
+                spread(differences) if trial is not random else "",
+            ])  # fmt: skip
+        lines += markdown_table(["trial", "seeds", "probe", "10-NN", "worth less random's"], cells)
     return lines
 
 
@@ -248,7 +239,3 @@ def spread(numbers: Sequence[float]) -> str:
     if least == most:
         return f"{mean:{style}}"
     return f"{mean:{style}} ({least:{style}} to {most:{style}})"
-
-
-def line(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from benchmarks.markdown import markdown_table
 from tests.breaks.breaks import BREAKS, ROOT, run
 from tests.breaks.subtle import SUBTLE
 
@@ -30,14 +31,15 @@ def write(name: str, only: str) -> int:
     with ThreadPoolExecutor(2) as pool:  # each waits for a process of its own
         for broken, caught in zip(wanted, pool.map(run, wanted), strict=True):
             missed += not caught
-            rows.append(f"| {broken.what} | `{broken.test}` | {'fails' if caught else 'PASSES'} |")
+            rows.append([broken.what, f"`{broken.test}`", "fails" if caught else "PASSES"])
             print(f"{'caught' if caught else 'MISSED'}: {broken.what}", flush=True)
     print(f"{name}: {len(wanted) - missed} of {len(wanted)} caught", flush=True)
     if not only:
         (ROOT / f"docs/results/{name}.md").write_text(
             f"# Tests that were seen to fail\n\n{story} Made by `make breaks`: "
             f"{len(wanted) - missed} of {len(wanted)} were noticed.\n\n"
-            "| broken | test | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+            + "\n".join(markdown_table(["broken", "test", ""], rows))
+            + "\n"
         )
     return missed
 

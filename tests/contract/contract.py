@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.markdown import markdown_table
 from tests.contract import targets
 from tests.contract.laws import LAWS
 from tests.contract.targets.target import Target
@@ -96,9 +97,7 @@ def table(rows: list[dict[str, str]]) -> str:
         "Made by `python -m tests.contract.contract`; the laws are in `tests/contract/laws.py`.",
         f"With {', '.join(versions)}, torch {rows[0]['torch']}.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-        *("| " + " | ".join(row[key] for key in head) + " |" for row in rows),
+        *markdown_table(head, ([row[key] for key in head] for row in rows)),
         "",
         "`refused`: the adapter cannot do it, and says so in a ValueError that names the way out.",
         "`-`: the law has nothing to say about that codebase.",

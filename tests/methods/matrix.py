@@ -58,6 +58,7 @@ from torch.nn import functional as F
 from amn_masking.adapters.overrides import overridden
 from amn_masking.mask import PatchMask
 from amn_masking.network import pool_scores, standardise_logits, to_logits
+from benchmarks.markdown import markdown_table
 from demo.photos import write
 from tests.contract.laws import soft_mask
 from tests.methods.small_methods import SMALL, small_config
@@ -443,16 +444,16 @@ def table(rows: list[dict[str, str]]) -> str:
         f"Checks: {' / '.join(name.split()[0] for name in stacks)}.",
         "",
     ]  # fmt: skip
-    head = ["method", *CHECKS, *MEASURED, *SUPPORT]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    answers = []
     for label in SMALL:
         mine = {row["stack"]: row for row in rows if row["method"] == label}
         columns = (*CHECKS, *MEASURED)
         # A dash: not measured on that stack yet.
         checks = [" / ".join(mine.get(s, {}).get(c) or "-" for s in stacks) for c in columns]
         facts = next(iter(mine.values()))
-        lines.append("| " + " | ".join([label, *checks, *(facts[k] for k in SUPPORT)]) + " |")
-    return "\n".join(lines) + "\n"
+        answers.append([label, *checks, *(facts[k] for k in SUPPORT)])
+    head = ["method", *CHECKS, *MEASURED, *SUPPORT]
+    return "\n".join([*lines, *markdown_table(head, answers)]) + "\n"
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from mmengine.runner import Runner
 from mmpretrain.utils import register_all_modules
 
 from amn_masking.adapters.mmpretrain import METHODS
+from benchmarks.markdown import markdown_table
 from demo.photos import write
 from tests.methods.matrix import RESULTS, stack
 from tests.methods.small_methods import SMALL, on_the_cpu, stock_configs
@@ -102,7 +103,7 @@ def table(rows: list[dict[str, str]]) -> str:
         if row["masked"] != "yes":
             cell = f"no: {row['masked']}"
             cell += "" if row["stock"] == "yes" else "; fails in stock mmpretrain too"
-        cells.setdefault(row["config"], {})[row["stack"]] = " ".join(cell.replace("|", "/").split())
+        cells.setdefault(row["config"], {})[row["stack"]] = " ".join(cell.split())
     counts = [
         f"- {name}: {sum(r['masked'] == 'yes' for r in rows if r['stack'] == name)} of "
         f"{sum(r['stack'] == name for r in rows)} configs train"
@@ -118,10 +119,10 @@ def table(rows: list[dict[str, str]]) -> str:
         "",
         *counts,
         "",
-        "| config | " + " | ".join(stacks) + " |",
-        "|---|" + "---|" * len(stacks),
-        *("| " + " | ".join([name, *(mine.get(s, "-") for s in stacks)]) + " |"
-          for name, mine in sorted(cells.items())),
+        *markdown_table(
+            ["config", *stacks],
+            ([name, *(mine.get(s, "-") for s in stacks)] for name, mine in sorted(cells.items())),
+        ),
         "",
     ])  # fmt: skip
 

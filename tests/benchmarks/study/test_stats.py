@@ -31,6 +31,7 @@ from benchmarks.study.stats import compare, holm
 from benchmarks.study.summary import CHART, write_summary
 from benchmarks.study.tables import write_all
 from benchmarks.study.variance import LeastVarianceMasking
+from tests.helpers.tables import narrow
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
@@ -152,7 +153,7 @@ def test_the_tables_differences_are_by_seed():
     assert "stranger" not in "".join(tables.comparisons(rows, rows))
     text = tables.comparisons(rows, rows)[-1]
     assert "+0.050" in text
-    assert text.endswith("| 2 |")
+    assert text.split()[-2] == "2"
 
 
 def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
@@ -176,7 +177,7 @@ def test_each_strategy_is_reported_at_the_ratio_that_the_tuning_seeds_choose():
         for first, probes in ((0, tuned), (100, reported))
     }
     text = tables.comparisons(rows[100], rows[0])
-    assert text[-1].startswith("| adversarial | 0.75 | 0.5 | +0.100 ")
+    assert narrow(text[-1]).startswith("| adversarial | 0.75 | 0.5 | +0.100 ")
     assert "tuning seeds:" in text[-5]
 
 
