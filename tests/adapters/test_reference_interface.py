@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 pytest.importorskip("timm", reason="needs the extra 'timm'")
@@ -21,6 +22,32 @@ def mask_by_noise(batch, length, kept):
     order = torch.rand(batch, length).argsort(1)
     rank = order.argsort(1)
     return order[:, :kept], (rank >= kept).float(), rank
+
+
+class Spectrograms(SmallMaskedAutoencoder):
+    """As AudioMAE: (B, 1, frames, bins), a fourth result, and masks of whole times and bins."""
+
+    def __init__(self, mask_2d=False):
+        super().__init__()
+        self.mask_2d = mask_2d
+        self.patch_embed = PatchEmbed((64, 16), 8, 1, 16)
+        self.decoder_pred = nn.Linear(8, 64)
+
+    def random_masking_2d(self, x, mask_ratio):
+        kept = [torch.rand(len(x), n).argsort(1).argsort(1) < n // 2 for n in (8, 2)]
+        shown = (kept[0][:, :, None] & kept[1][:, None, :]).flatten(1)
+        order = shown.float().neg().argsort(dim=1, stable=True)
+        return x.take_along_dim(order[:, :4, None], 1), 1 - shown.float(), order.argsort(1)
+
+    def forward(self, imgs, mask_ratio=0.8):
+        masking = self.random_masking_2d if self.mask_2d else self.random_masking
+        tokens, mask, restore = masking(self.embed(imgs), mask_ratio)
+        for block in self.blocks:
+            tokens = block(tokens)
+        latent = self.norm(self.with_class_token(tokens))
+        pred = self.forward_decoder(latent, restore)
+        error = (pred - self.patchify(imgs)).square().mean(-1)
+        return (error * mask).sum() / mask.sum(), pred, mask, torch.zeros(1)
 
 
 class Stages(SmallMaskedAutoencoder):
@@ -156,7 +183,15 @@ SERIES = torch.stack([IMAGES, IMAGES.flip(-1)], 1)  # (B, T, C, H, W)
 SIZE = r"override mask_patch_size\(self\) to return"
 ERROR = r"override patch_error\(self, imgs, pred\) to return the error of each patch, \(B, L\)"
 RESULTS = r"random_masking\(self, x, mask_ratio\) -> \(x_masked, mask, ids_restore\)"
+SOUND = torch.randn(3, 1, 64, 16, generator=torch.Generator().manual_seed(1))
 SAID = {
+    "AudioMAE, times and bins": (
+        Spectrograms,
+        (SOUND,),
+        dict(masking=learned(network=dict(in_channels=1)), options=dict(mask_2d=True)),
+        ValueError,
+        r"Ours masked other patches than the strategy: \d+ of the batch.s 48 differ",
+    ),
     "ConvMAE": (Stages, (IMAGES,), {}, TypeError, rf"no patch_embed; {SIZE} \(height, width\)"),
     "ConvMAE, its masking": (
         Stages,
@@ -264,6 +299,10 @@ def any_size(self):
 
 
 MENDED = {
+    "AudioMAE": lambda: (
+        ours(Spectrograms, masking=learned(network=dict(in_channels=1))),
+        (SOUND,),
+    ),
     "ConvMAE": lambda: (
         ours(Stages, NoiseSeamMixin, mask_patch_size=lambda self: (8, 8)),
         (IMAGES,),
