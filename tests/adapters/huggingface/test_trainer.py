@@ -283,7 +283,7 @@ def test_a_network_that_is_not_in_the_optimizer_is_warned_of(tmp_path, monkeypat
 def test_compiled_training_with_a_smaller_last_batch(tmp_path):
     """Equals training that is not compiled; the last batch of an epoch has three images of four."""
     got = []
-    for options in ({}, dict(torch_compile=True, torch_compile_backend="aot_eager")):
+    for options in ({}, dict(torch_compile=True, torch_compile_backend="eager")):
         torch._dynamo.reset()
         steady = dict(type="straight_through", noise=0)
         model = build(adversarial(estimator=steady, strength=dict(start=-1, end=1)))

@@ -136,7 +136,7 @@ def test_vit_b_config_trains_at_full_size(tmp_path, photos):
         "train_dataloader.batch_size": 4,
         "train_dataloader.num_workers": 0,
         "train_dataloader.persistent_workers": False,
-        "train_dataloader.dataset.indices": 12,
+        "train_dataloader.dataset.indices": 8,
         "train_cfg.max_epochs": 1,
         "default_hooks.logger.interval": 1,
         "default_hooks.checkpoint.by_epoch": False,
@@ -147,29 +147,13 @@ def test_vit_b_config_trains_at_full_size(tmp_path, photos):
         "model.masking.prediction_ratio": 0.25,
     }
     output = mim_train("configs/mmpretrain/mae_amn_vit-b.py", tmp_path, options)
-    assert re.search(r"Epoch\(train\) +\[1\]\[3/3\]", output)
-    assert re.findall("decoder tokens: (.*)", output) == ["[99, 99, 99]"]
+    assert re.search(r"Epoch\(train\) +\[1\]\[2/2\]", output)
+    assert re.findall("decoder tokens: (.*)", output) == ["[99, 99]"]
     assert all(row["prediction_ratio"] == 0.25 for row in scalars(tmp_path))
-    first, last = weights(tmp_path / "iter_1.pth"), weights(tmp_path / "iter_3.pth")
+    first, last = weights(tmp_path / "iter_1.pth"), weights(tmp_path / "iter_2.pth")
     network = [name for name in first if name.startswith("masking.network")]
     assert len(network) == 6
     assert all(not torch.equal(first[name], last[name]) for name in network)
     assert first["backbone.pos_embed"].shape == (1, 197, 768)
     for path in tmp_path.glob("*.pth"):
         path.unlink()
-
-
-def test_tracking_threshold_trains_with_free_counts(tmp_path, photos):
-    """The mean ratio stays at the target while the images of a batch differ."""
-    options = TINY | data_options(photos) | {"model.masking.threshold.type": "tracking"}
-    options |= {"train_dataloader.dataset.pipeline.1.scale": 64, "train_cfg.max_epochs": 20}
-    options |= {"default_hooks.checkpoint.interval": 20}
-    mim_train(PHOTOS_CONFIG, tmp_path, options)
-    assert_trained_with_masks(tmp_path, epochs=20)
-    rows = scalars(tmp_path)
-    assert len(rows) == 60
-    settled = [row["mask_ratio"] for row in rows[20:]]
-    assert abs(sum(settled) / len(settled) - 0.25) < 0.02
-    assert all(row["mask_ratio_min"] < row["mask_ratio_max"] for row in rows)
-    state = weights(tmp_path / "epoch_20.pth")
-    assert state["masking.threshold.offset"] != 0

@@ -175,9 +175,21 @@ def test_compile_trains_as_without(cfg):
     sgd = dict(_delete_=True, type="SGD", lr=0.1, weight_decay=0.05)
     cfg.merge_from_dict({"optim_wrapper.optimizer": sgd, "train_dataloader.batch_size": 21})
     stock = states(train(cfg))
-    compiled = states(train(cfg, compile=dict(backend="aot_eager")))
+    compiled = states(train(cfg, compile=dict(backend="eager")))
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
     for masking in (False, True):
         assert change(stock[0], compiled[-1], masking) > 0
     for name, weight in stock[-1].items():
         assert torch.allclose(compiled[-1][name], weight, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_the_tracking_threshold_keeps_its_ratio_while_the_images_of_a_batch_differ(cfg):
+    cfg.model.masking.threshold = dict(type="tracking")
+    cfg.train_cfg.max_epochs = 20
+    runner = train(cfg, custom_hooks=[])
+    ratios, least, most = (logged(runner, f"mask_ratio{x}") for x in ("", "_min", "_max"))
+    assert len(ratios) == 60
+    assert abs(sum(ratios[20:]) / 40 - 0.25) < 0.02
+    assert all(one < other for one, other in zip(least, most, strict=True))
+    assert runner.model.masking.threshold.offset != 0
