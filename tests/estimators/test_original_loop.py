@@ -59,9 +59,9 @@ def train(steps=1000, seed=0, batch=32, **options):
 # Share of the scores that may lie within 2e-6 of 0 or 1, where they have next to no gradient, by
 # the sign of the strength. Easy patches are masked for certain in the end, by the unbiased
 # estimator too; of the adversaries those that follow the exact gradient most closely go furthest.
-# Measured at -1: straight_through up to 0.35 in three seeds, what collapses 0.53. At +1 the unbiased
-# one, whose objective is the mean error of the masked patches, ends in four seeds of six with few
-# patches that are 1.2 to 2.3 times as hard as random ones, and the scores of the others at 0.
+# Measured at -1: straight_through up to 0.35 in three seeds, what collapses 0.53. At +1 the
+# unbiased one, whose objective is the mean error of the masked patches, ends in four seeds of six
+# with few patches that are 1.2 to 2.3 times as hard as random ones, the others' scores at 0.
 CLAMPED = {
     1.0: dict(straight_through=0.1, score_function=0.75, ranking=0.1, gumbel=0.3, inclusion=0.6),
     -1.0: dict(straight_through=0.45, score_function=0.7, ranking=0.2, gumbel=0.7, inclusion=0.7),
@@ -83,8 +83,8 @@ def check(found, strength, estimator="straight_through", threshold="mean"):
     if threshold in RATIOS:
         limit = max(limit, 0.7)  # at an end of the range all scores are large, or small
     assert clamped < limit, found
-    # The autoencoder learns what is masked: with so noisy a gradient the masks may be a while behind
-    # it. Of six seeds one had 1.10 after 500 steps, 0.83 after 1,000 and 1.23 after 1,500.
+    # The autoencoder learns what is masked: with so noisy a gradient the masks may lag behind. Of
+    # six seeds one had 1.10 after 500 steps, 0.83 after 1,000 and 1.23 after 1,500.
     least = 0.8 if (estimator, threshold) == ("score_function", "tracking") else 1.02
     assert gain > least if strength > 0 else gain < 0.98, found
 
