@@ -7,6 +7,7 @@ EXTRAS := mmpretrain,timm,huggingface,lightly,monai,demo,test,dev,docs
 PYTHON_ENV := .venv/bin/python
 WORK_DIR := work_dirs/demo
 CONFIG := configs/mmpretrain/mae_amn_vit-tiny_photos.py
+TWO := -n 2 --dist loadgroup# two workers; tests with a costly fixture in common go to one
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,7 +29,7 @@ demo: env-demo data/photos
 	@$(PYTHON_ENV) -W ignore demo/report.py $(WORK_DIR)
 
 test: env
-	$(PYTHON_ENV) -m pytest -n 2
+	$(PYTHON_ENV) -m pytest $(TWO)
 
 # make docs: the site, in docs/_build/html; a warning, such as a link to nowhere, is an error.
 docs: env
@@ -40,7 +41,7 @@ docs: env
 FORKS := tests/adapters/mmpretrain tests/methods tests/configs/test_mae_amn.py \
 	--ignore tests/adapters/mmpretrain/test_model_signals.py
 test-forks: env-forks
-	.venv-onedl/bin/python -m pytest -n 2 $(FORKS) -k \
+	.venv-onedl/bin/python -m pytest $(TWO) $(FORKS) -k \
 	    "not (matrix and (error or gradient or identical)) and not vit_b and not by_its_name \
 	    and not (test_meters_hook and (gain or warn or remedy or disturbed)) and not (test_methods \
 	    and (counts_may_differ or no_path or stock_method or combined_loss or gate or pixels))"
@@ -50,7 +51,7 @@ test-forks: env-forks
 # What it lacks is skipped.
 CORE := tests/test_*.py tests/estimators tests/laws tests/strategies tests/thresholds tests/tools
 test-floor: env-floor
-	HYPOTHESIS_PROFILE=floor .venv-floor/bin/python -m pytest -n 2 -m "not slow" $(CORE)
+	HYPOTHESIS_PROFILE=floor .venv-floor/bin/python -m pytest $(TWO) -m "not slow" $(CORE)
 
 env-floor:
 	@PIP_CONSTRAINT=.ci/floor.txt bash .ci/env.sh .venv-floor test
@@ -62,8 +63,8 @@ test-fast: env
 # Every law on ten times as many drawn cases as in CI, the original loop with all that it may be made
 # of, and the proofs that a costly test can fail: over an hour.
 test-thorough: env
-	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 -m "hypothesis and not slow" --timeout 7200
-	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest -n 2 --timeout 7200 \
+	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest $(TWO) -m "hypothesis and not slow" --timeout 7200
+	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest $(TWO) --timeout 7200 \
 	    tests/estimators/test_original_loop.py tests/estimators/test_score_function.py \
 	    tests/benchmarks/test_planted_difficulty.py
 

@@ -60,6 +60,19 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+# Fixtures that take long: of two workers one makes each, for all tests that ask for it.
+COSTLY = ("pretrained", "built", "site", "trained", "found")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in COSTLY:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
+                break
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ImageNet-style folder of real photographs: 42 training images."""
