@@ -245,3 +245,21 @@ def test_without_masking_the_model_is_the_stock_one():
 def test_a_given_mask_counts():
     patch_mask = PatchMask.from_mask(torch.eye(16)[:3])
     assert torch.equal(build(OtherResults)(images(), mask_ratio=patch_mask)[2], patch_mask.mask)
+
+
+def test_two_masks_of_different_lengths_are_answered_side_by_side():
+    audio, pictures = RandomMasking(0.5, 8)(images()), RandomMasking(0.25, 16)(images())
+    with noise_answered(audio, "a model"), noise_answered(pictures, "a model"):
+        found = torch.rand(3, 16), torch.rand(3, 4)
+    for noise, patch_mask in zip(found, (audio, pictures), strict=True):
+        assert torch.equal(noise.argsort(1), patch_mask.ids_shuffle)
+
+
+def test_two_masks_of_one_length_cannot_be_told_apart():
+    one, other = RandomMasking(0.5, 8)(images()), RandomMasking(0.25, 8)(images())
+    with (
+        pytest.raises(ValueError, match="called it 2 times"),
+        noise_answered(one, "a model"),
+        noise_answered(other, "a model"),
+    ):
+        torch.rand(3, 16), torch.rand(3, 16)

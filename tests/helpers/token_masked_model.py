@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amn_masking.patches import patchify
 
@@ -60,10 +61,13 @@ class Loss(nn.Module):
         super().__init__()
         self.patch_size, self.loss_type = patch_size, loss_type
         self.patch_normalize = patch_normalize
+        self.reduction, self.mask_only = "mean", True
 
     def _compute_loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        difference = pred - target
-        return (difference.abs() if self.loss_type == "l1" else difference.square()).mean(-1)
+        if self.loss_type == "cosine":
+            return 1 - F.cosine_similarity(pred, target, dim=-1)
+        error = F.smooth_l1_loss if self.loss_type == "smooth_l1" else F.mse_loss
+        return error(pred, target, reduction="none").mean(-1)
 
     def forward(self, pred: Tensor, imgs: Tensor, mask: Tensor) -> Tensor:
         target = patchify(imgs, (self.patch_size, self.patch_size))

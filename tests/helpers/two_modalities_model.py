@@ -19,10 +19,18 @@ class CAVMAE(nn.Module):
         audio_length: frames of a spectrogram, which has 32 bins.
         img_size: side of the pictures.
         embed_dim: width.
+        norm_pix_loss: whether each target patch is normalised by its own mean and deviation.
     """
 
-    def __init__(self, audio_length: int = 64, img_size: int = 48, embed_dim: int = 16) -> None:
+    def __init__(
+        self,
+        audio_length: int = 64,
+        img_size: int = 48,
+        embed_dim: int = 16,
+        norm_pix_loss: bool = False,
+    ) -> None:
         super().__init__()
+        self.norm_pix_loss = norm_pix_loss
         lengths = dict(a=audio_length // P * 2, v=(img_size // P) ** 2)
         values = dict(a=P * P, v=3 * P * P)
         self.embed = nn.ModuleDict({k: nn.Linear(n, embed_dim) for k, n in values.items()})
@@ -48,6 +56,9 @@ class CAVMAE(nn.Module):
 
     def forward_mae_loss(self, input: Tensor, pred: Tensor, mask: Tensor, modality: str) -> Tensor:
         target = patchify(self.pictures(input, modality), (P, P))
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, -1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
         return ((pred - target).square().mean(-1) * mask).sum() / mask.sum()
 
     def forward(

@@ -103,7 +103,7 @@ def table(rows: list[dict[str, str]]) -> str:
         if row["masked"] != "yes":
             cell = f"no: {row['masked']}"
             cell += "" if row["stock"] == "yes" else "; fails in stock mmpretrain too"
-        cells.setdefault(row["config"], {})[row["stack"]] = " ".join(cell.split())
+        cells.setdefault(row["config"], {})[row["stack"]] = cell
     counts = [
         f"- {name}: {sum(r['masked'] == 'yes' for r in rows if r['stack'] == name)} of "
         f"{sum(r['stack'] == name for r in rows)} configs train"

@@ -1,5 +1,5 @@
 """stable-pretraining's MAE, by amn_masking.adapters.stable_pretraining, on a model of ours with its
-interface: the library itself needs some forty packages.
+interface: the library itself needs thirty packages.
 """
 
 from __future__ import annotations
