@@ -25,9 +25,9 @@ settings.register_profile("floor", max_examples=5, derandomize=True, **COMMON)
 settings.register_profile("mutants", max_examples=15, derandomize=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-# What make test leaves to make test-thorough: that a costly test can fail, and further seeds.
+# What make test leaves to make test-thorough: that a costly test can fail, further seeds and cases.
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-thorough_only = pytest.mark.skipif(not THOROUGH, reason="make test-thorough runs it")
+thorough_only = pytest.mark.thorough_only
 
 # There a group of two that ends may wait for ever for the one that has gone (seen with 2.1.2).
 groups_end = pytest.mark.skipif(
@@ -64,9 +64,13 @@ def _seeded() -> None:
 COSTLY = ("pretrained", "built", "site", "trained", "found")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups and pytest -m the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("thorough_only"):
+            item.add_marker("thorough")
+            if not THOROUGH:
+                item.add_marker(pytest.mark.skip(reason="make test-thorough runs it"))
         for name in COSTLY:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(name))

@@ -170,16 +170,19 @@ def check_mask(patch_mask: PatchMask, name: str) -> None:
             f"{name} expected the PatchMask that a strategy made of these images, masking(images), "
             f"or PatchMask.from_mask of a tensor, got {type(patch_mask).__name__}"
         )
+    if patch_mask.masks_nothing:
+        raise ValueError(
+            f"{name}'s loss is a mean over the masked patches, but no image of this batch has one; "
+            "leave the mask out, model.encoder(images) in eval mode, and the loss with it"
+        )
     kinds = {
         "counts that differ between images": patch_mask.padding is not None,
         "left-out patches": patch_mask.num_left_out,
-        "no masked patch in the batch": patch_mask.masks_nothing,
     }
     for what in (kind for kind, there in kinds.items() if there):
         raise ValueError(
             f"{name} encodes the visible patches and predicts all others, at equal counts, but the "
-            f"mask has {what}; use threshold=dict(type='quantile') without prediction_ratio, at "
-            "a mask_ratio that masks a patch"
+            f"mask has {what}; use threshold=dict(type='quantile') without prediction_ratio"
         )
 
 

@@ -26,7 +26,7 @@ from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
 from amn_masking import AdversarialMasking, PatchMask, RandomMasking, watch
 from amn_masking.adapters.lightly import bool_mask, patch_error, token_mask
 from amn_masking.patches import masked_mean
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 from tests.helpers.draws import ragged
 
 
@@ -454,7 +454,7 @@ torch.save(model.state_dict(), f"{sys.argv[1]}/{trainer.global_rank}.pt")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("find_unused", ["yes", "no"])
+@pytest.mark.parametrize("find_unused", ["yes", pytest.param("no", marks=thorough_only)])
 def test_two_processes_need_to_look_for_unused_parameters(tmp_path, find_unused):
     """The ViT's classifier head has no part in the loss; that is so without masking too."""
     script = tmp_path / "two.py"

@@ -148,7 +148,7 @@ def test_what_it_cannot_follow_is_refused():
     counts[0, 0], counts[1:, :2] = 1, 1
     with pytest.raises(ValueError, match=r"counts that differ.*'quantile'"):
         build().error_under(images(), PatchMask.from_mask(counts))
-    with pytest.raises(ValueError, match="no masked patch"):
+    with pytest.raises(ValueError, match="no image of this batch has one; leave the mask out"):
         build().error_under(images(), PatchMask.from_mask(torch.zeros(3, 4, 4)))
     with pytest.raises(ValueError, match="expected a mask of"):
         build().error_under(images(), RandomMasking(0.5, 8)(torch.randn(3, 3, 24, 32)))

@@ -19,6 +19,8 @@ from amn_masking.thresholds import THRESHOLDS
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 from tests.conftest import THOROUGH, thorough_only
 
+pytestmark = pytest.mark.thorough
+
 
 class HeldThreshold(StraightThrough):
     """What collapses: tau without a gradient, so that all logits of an image move together."""
@@ -142,16 +144,10 @@ def test_every_estimator_with_every_threshold(estimator, threshold, strength, st
     check(train(**LENGTH, seed=seed, **settings), strength, estimator, threshold)
 
 
+@thorough_only
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("estimator", "strength"),
-    [
-        (estimator, strength)
-        for place, estimator in enumerate(ESTIMATORS)
-        for strength in (1.0, -1.0)
-        if THOROUGH or place % 2 == (strength > 0)
-    ],
-)
+@pytest.mark.parametrize("strength", [1.0, -1.0])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_standardised_logits_with_the_mean_of_their_scores(estimator, strength):
     found = train(
         300, batch=16, strength=strength, threshold=dict(type="mean"),

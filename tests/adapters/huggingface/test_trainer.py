@@ -25,7 +25,7 @@ from transformers import (
 
 from amn_masking import AdversarialMasking, MaskingStrategy, PatchMask, RandomMasking, watch
 from amn_masking.adapters.huggingface import MaskedTrainerMixin, masked_forward, names_as_saved
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 from tests.helpers.small_vit_mae import adversarial, build, pictures
 
 FIRST = "masking.network.convolutions.0.weight"
@@ -333,7 +333,7 @@ assert trainer.args.world_size == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("find_unused", ["yes", "no"])
+@pytest.mark.parametrize("find_unused", ["yes", pytest.param("no", marks=thorough_only)])
 def test_two_processes_end_with_one_masking_network(tmp_path, find_unused):
     """With the Trainer's own setting, which looks for unused parameters, and without."""
     script = tmp_path / "two.py"

@@ -16,7 +16,7 @@ from torch import distributed, multiprocessing
 
 from amn_masking.adapters.mmpretrain.runner.resume import load_from_local
 from amn_masking.meters import PositionMeter
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 from tests.helpers import small_mae
 from tests.helpers.mim import TINY, data_options, mim_train, scalars, weights
 
@@ -153,7 +153,9 @@ def test_fsdp_trains(tmp_path, options, fsdp):
     assert state["masking.network.convolutions.0.weight"].shape == (32, 3, 3, 3)
 
 
-@pytest.mark.parametrize("hook", ["MaskingPicturesHook", "MaskingMetersHook"])
+@pytest.mark.parametrize(
+    "hook", ["MaskingMetersHook", pytest.param("MaskingPicturesHook", marks=thorough_only)]
+)
 def test_hooks_that_need_the_whole_model_refuse_fsdp(tmp_path, options, fsdp, hook):
     fsdp.write_text(fsdp.read_text().replace("RandomStateHook", hook))
     output = mim_train(fsdp, tmp_path, options, TWO, fails=True)

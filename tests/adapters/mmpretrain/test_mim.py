@@ -12,6 +12,7 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 
 from mmengine.config import Config
 
+from tests.conftest import thorough_only
 from tests.helpers.mim import PHOTOS_CONFIG, TINY, data_options, mim_train, scalars, weights
 
 pytestmark = pytest.mark.slow
@@ -103,6 +104,7 @@ def test_form_2_drop_in_keeps_the_stock_type(tmp_path, tiny_stock_config):
     assert_trained_with_masks(tmp_path / "out")
 
 
+@thorough_only
 def test_form_3_no_config_of_ours(tmp_path, tiny_stock_config):
     """Also mends the ``_scope_`` that the base puts on the stock collate function."""
     config = tiny_stock_config()

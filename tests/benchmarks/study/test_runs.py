@@ -26,7 +26,7 @@ from benchmarks.study.pool import csv_of, run_all, workers
 from benchmarks.study.runs import run
 from benchmarks.study.settings import RECIPES, Setting, learned, random_masks
 from benchmarks.study.training import InMemoryImages, build, features, make_runner, train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 
 TINY = RECIPES["digits8"]
 
@@ -74,7 +74,9 @@ def test_a_killed_study_goes_on_and_has_each_run_once(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGINT", *(pytest.param(n, marks=thorough_only) for n in ("SIGKILL", "SIGTERM"))]
+)
 def test_workers_end_with_a_study_that_is_killed_in_the_middle_of_a_run(name):
     script = (
         "import os, signal, time; from benchmarks.study import pool\n"
@@ -221,6 +223,7 @@ def test_fine_tuning_beats_chance_and_depends_on_where_it_starts():
     assert finetune(weakened, data, seed=0) < found[0] - 0.1
 
 
+@thorough_only
 @pytest.mark.slow
 def test_a_search_goes_on_where_it_was_and_prunes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(search, "UNPRUNED", 1)
