@@ -137,6 +137,7 @@ def test_detach_drops_every_gradient():
         (torch.ones(3), None, r"\(B, L\) or \(B, h, w\)"),
         (torch.tensor([[1.0, 0, 0]]), None, "does not fill a grid"),
         (torch.tensor([[1.0, 0, 0]]), (2, 2), "does not fill a grid of 2 x 2"),
+        (torch.tensor([[1.0, 0]]), (1, 1, 1, 2), "does not fill a grid of 1 x 1 x 1 x 2"),
         (torch.tensor([[0.5, 0]]), (1, 2), r"of 0 \(visible\) and 1 \(masked\)"),
         (torch.tensor([[1.0, 0], [1, 1]]), (1, 2), "at least one visible patch"),
     ],
@@ -144,6 +145,16 @@ def test_detach_drops_every_gradient():
 def test_from_mask_refuses(mask, grid, message):
     with pytest.raises(ValueError, match=message):
         PatchMask.from_mask(mask, grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+@pytest.mark.parametrize("grid", [(2, 3), (2, 1, 3)])
+def test_from_mask_takes_a_mask_in_its_grid_and_of_any_type(grid, dtype):
+    mask = torch.tensor([[1, 0, 0, 1, 1, 0]])
+    for one in (mask.to(dtype), mask.to(dtype).reshape(1, *grid)):
+        patch_mask = PatchMask.from_mask(one, grid)
+        assert patch_mask.grid == PatchMask.from_mask(one.reshape(1, *grid)).grid == grid
+        assert torch.equal(patch_mask.mask, mask.to(torch.float32))
 
 
 LENGTHS = {
