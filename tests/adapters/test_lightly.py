@@ -453,8 +453,9 @@ torch.save(model.state_dict(), f"{sys.argv[1]}/{trainer.global_rank}.pt")
 """
 
 
+@thorough_only
 @pytest.mark.slow
-@pytest.mark.parametrize("find_unused", ["yes", pytest.param("no", marks=thorough_only)])
+@pytest.mark.parametrize("find_unused", ["yes", "no"])
 def test_two_processes_need_to_look_for_unused_parameters(tmp_path, find_unused):
     """The ViT's classifier head has no part in the loss; that is so without masking too."""
     script = tmp_path / "two.py"

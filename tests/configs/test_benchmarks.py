@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from amn_masking.tools.checkpoints import backbone_weights, read_checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 from tests.helpers.downstream import BENCHMARKS, LINEAR, small
 from tests.helpers.mim import mim_train
 
@@ -63,6 +63,7 @@ def test_the_linear_probe_starts_from_the_encoder_and_leaves_it_alone(pretrained
     assert head["head.layers.head.bias"].abs().max() > 0
 
 
+@thorough_only
 @pytest.mark.slow
 def test_fine_tuning_starts_from_the_encoder_and_moves_it(exported, photos, tmp_path):
     """From the exported encoder."""

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "docs/examples").glob("*.py"))}
 NEEDS = {
@@ -23,7 +23,12 @@ NEEDS = {
 }
 
 
+# make examples runs all, each with its own extra alone; these two need the least.
+IN_CI = ("timm_pretrain", "reference_mae_pretrain")
+
+
 def test_it_is_known_what_each_needs():
+    assert set(IN_CI) < set(EXAMPLES)
     assert set(EXAMPLES) == set(NEEDS)
 
 
@@ -33,7 +38,10 @@ def test_at_most_40_lines(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in IN_CI else pytest.param(name, marks=thorough_only) for name in EXAMPLES],
+)
 def test_ends_with_masks_that_are_harder_than_random(name, tmp_path, photos):
     pytest.importorskip(NEEDS[name])
     done = subprocess.run(

@@ -110,13 +110,15 @@ def test_the_original_loop_to_the_letter(seed, noise, strength):
 
 
 PAIRS = list(product(ESTIMATORS, THRESHOLDS))
-# Signs by turns (there is an odd number of each), so that each estimator and each threshold is seen
-# with both.
+# Else each estimator and each threshold twice, with both signs.
+ESTIMATOR_NAMES, THRESHOLD_NAMES = list(ESTIMATORS), list(THRESHOLDS)
 SIGNED = [
     (estimator, threshold, strength)
-    for place, (estimator, threshold) in enumerate(PAIRS)
-    for strength in (1.0, -1.0)
-    if THOROUGH or place % 2 == (strength > 0)
+    for estimator, threshold in PAIRS
+    for place, strength in enumerate((1.0, -1.0))
+    if THOROUGH
+    or (ESTIMATOR_NAMES.index(estimator) + place) % len(THRESHOLDS)
+    == THRESHOLD_NAMES.index(threshold)
 ]
 
 

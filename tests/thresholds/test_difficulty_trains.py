@@ -7,9 +7,11 @@ import torch
 
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
+from tests.conftest import thorough_only
 from tests.helpers.runner import train
 
 
+@thorough_only
 @pytest.mark.slow
 def test_the_running_gain_arrives_and_stays(photos_config):
     """On photographs, with mmpretrain's Runner and a network that begins without an opinion."""

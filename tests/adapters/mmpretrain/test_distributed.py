@@ -153,9 +153,8 @@ def test_fsdp_trains(tmp_path, options, fsdp):
     assert state["masking.network.convolutions.0.weight"].shape == (32, 3, 3, 3)
 
 
-@pytest.mark.parametrize(
-    "hook", ["MaskingMetersHook", pytest.param("MaskingPicturesHook", marks=thorough_only)]
-)
+@thorough_only
+@pytest.mark.parametrize("hook", ["MaskingPicturesHook", "MaskingMetersHook"])
 def test_hooks_that_need_the_whole_model_refuse_fsdp(tmp_path, options, fsdp, hook):
     fsdp.write_text(fsdp.read_text().replace("RandomStateHook", hook))
     output = mim_train(fsdp, tmp_path, options, TWO, fails=True)

@@ -198,6 +198,7 @@ def test_a_row_of_other_columns_is_refused(tmp_path):
         store.add(tmp_path / "x.csv", row)
 
 
+@thorough_only
 @pytest.mark.slow
 def test_smoke_runs_anew_and_says_what_it_found_beside_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(smoke, "EXPERIMENT", "tiny")

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 
 PROGRAM = """
 import sys
@@ -33,7 +33,9 @@ def said(program, **environment):
     return done.stdout.split()[-2:]
 
 
-@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1"}])
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "1"}, pytest.param({}, marks=thorough_only)]
+)
 def test_a_single_process_stays_alone(environment):
     assert said(PROGRAM.replace("IMPORT", ""), **environment) == ["none", "1"]
 

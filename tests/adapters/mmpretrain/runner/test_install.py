@@ -15,7 +15,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import load_from_local
 
 from amn_masking.adapters.mmpretrain.runner import install, resume
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 
 # The places of mmengine that the adapter replaces for its own models.
 PLACES = """
@@ -134,6 +134,7 @@ def test_a_model_without_masking_replaces_nothing():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@thorough_only
 @pytest.mark.slow
 def test_a_supervised_run_is_the_same_with_the_import_and_beside_a_masked_model(tmp_path):
     """Trained, clipped, stopped, resumed by mmengine's own reader: bit for bit."""

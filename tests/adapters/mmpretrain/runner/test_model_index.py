@@ -19,7 +19,7 @@ from mmpretrain.apis import ModelHub
 
 import amn_masking.adapters.mmpretrain
 from amn_masking.adapters.mmpretrain.runner.model_index import register_models
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 from tests.helpers.mim import TINY, data_options, mim_train, scalars
 from tests.methods.matrix import stack
 
@@ -77,6 +77,7 @@ def site(tmp_path_factory) -> Path:
     return place / "site"
 
 
+@thorough_only
 @pytest.mark.slow
 def test_an_installed_wheel_brings_its_configs(tmp_path, site):
     done = subprocess.run(
