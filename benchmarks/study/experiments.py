@@ -388,6 +388,31 @@ def seen_predicted() -> list[Setting]:
     return settings
 
 
+LEARNING = {
+    "adversarial": "AdversarialMasking", "progress": "ProgressMasking", "regret": "RegretMasking",
+}  # fmt: skip
+
+
+def learning() -> list[Setting]:
+    """Rewards for what can still be learned, at fixed ratios and at what the ruler chooses."""
+    settings = []
+    for data in USABLE:
+        recipe = RECIPES[data]
+        common = {**network(max(1, recipe.patch // 3)), **UNWEIGHTED}
+        by_ruler = {"random": random_masks(recipe, 0.5).masking}
+        for ratio in (0.25, 0.5, 0.75):
+            settings.append(random_masks(recipe, ratio))
+            for name, kind in LEARNING.items():
+                masking = dict(type=kind, mask_ratio=ratio, **common)
+                settings.append(Setting(f"{name}, inclusion", recipe, masking))
+                by_ruler[name] = {**masking, "mask_ratio": 0.5}
+        settings += [
+            Setting(f"{name}, by ruler", recipe, dict(type="RulerMasking", masking=masking))
+            for name, masking in by_ruler.items()
+        ]
+    return settings
+
+
 CROSSED = (
     "random", "block", "color noise, red", "cooperative", "adversarial", "hard patches", "oracle",
 )  # fmt: skip
@@ -423,7 +448,7 @@ EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
     "grid16": grid16, "tiny": tiny, "estimator": estimator, "half_random": half_random,
-    "seen_predicted": seen_predicted,
+    "seen_predicted": seen_predicted, "learning": learning,
     "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
     "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
     "cifar_epochs": cifar_arms.cifar_epochs,

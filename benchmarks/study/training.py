@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +24,9 @@ from torch.utils.data import Dataset
 
 import benchmarks.study.variance  # noqa: F401  (registers a strategy)
 from benchmarks.study.data import Images
-from benchmarks.study.settings import PhotoRecipe, Setting
+from benchmarks.study.learning import ARMS, RegretMasking, RulerHook, held_out
+from benchmarks.study.measures import step_flops
+from benchmarks.study.settings import PhotoRecipe, Setting, random_masks
 
 
 def device() -> str:
@@ -107,6 +113,8 @@ def model_config(setting: Setting) -> dict[str, Any]:
     """The model of a setting; ``amn_masking.MAE`` with its strategy."""
     recipe = setting.recipe
     masking = None if setting.masking is None else dict(setting.masking)
+    if by_ruler(setting):
+        masking = dict(masking["masking"])
     if masking is not None and masking["type"] == "RandomRatioMasking":
         # The ratio within is for the tables, the middle of the range.
         masking["masking"] = {k: v for k, v in masking["masking"].items() if k != "mask_ratio"}
@@ -219,13 +227,55 @@ def make_runner(model: Any, images: Images, setting: Setting, seed: int, folder:
     )
 
 
+def by_ruler(setting: Setting) -> bool:
+    """Whether the mask ratio is to follow the ruler."""
+    return setting.masking is not None and setting.masking["type"] == "RulerMasking"
+
+
+def ruler_hook(images: Tensor, runner: Runner, setting: Setting, seed: int) -> RulerHook:
+    """The hook that moves the ratio, told what a step costs at each."""
+    inner = replace(setting, masking=setting.masking["masking"])
+    flops = []
+    for ratio in ARMS:
+        one = build(replace(inner, masking={**inner.masking, "mask_ratio": ratio}), seed)
+        attach(one, images, setting, seed)
+        flops.append(step_flops(one.to(images.device), images)["flops_step"])
+    return RulerHook(images, [f / max(flops) for f in flops], runner.max_iters)
+
+
+def attach(model: Any, images: Images | Tensor, setting: Setting, seed: int) -> None:
+    """Give masks that ask a trained reference that reference: trained once, and kept in the folder
+    for temporary files.
+    """
+    if not isinstance(model.masking, RegretMasking):
+        return
+    wanted = random_masks(setting.recipe, 0.5)
+    name = hashlib.sha256(f"{wanted.to_json()} {seed}".encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"amn_masking_reference_{name}.pth"
+    reference = build(wanted, seed)
+    if not path.exists():
+        train(reference, images, wanted, seed)
+        partial = path.with_suffix(f".{os.getpid()}")
+        torch.save(reference.state_dict(), partial)
+        partial.replace(path)
+    reference.load_state_dict(torch.load(path, weights_only=True))
+    device = next(model.parameters()).device
+    model.masking.reference = [reference.to(device).train().requires_grad_(False)]
+
+
 def train(model: Any, images: Images, setting: Setting, seed: int) -> int:
     """Train in place; the number of steps."""
+    attach(model, images, setting, seed)
+    ruled = None
+    if by_ruler(setting):
+        images, ruled = held_out(images)
     with tempfile.TemporaryDirectory() as folder:
         runner = make_runner(model, images, setting, seed, folder)
         if isinstance(setting.recipe, PhotoRecipe):
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             merge_groups(runner.optim_wrapper.optimizer)
+        if ruled is not None:
+            runner.register_hook(ruler_hook(ruled, runner, setting, seed))
         runner.train()
     return runner.iter
 
