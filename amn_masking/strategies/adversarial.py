@@ -28,6 +28,7 @@ from amn_masking.rewards import Reward, patch_variance, reward_scale
 from amn_masking.schedules import Fixed, Scheduled
 from amn_masking.strategies.adversarial_checks import AdversarialChecks
 from amn_masking.strategies.base import MaskingStrategy
+from amn_masking.strategies.random_share import RandomShare
 from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
 
@@ -72,7 +73,9 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
             ``dict(type='linear', start=-1, end=1)`` over the course of training; see
             :class:`~amn_masking.schedules.Schedule` for iterations and epochs.
         random_share: share in [0, 1] of the masked patches to draw uniformly; a number or a
-            schedule.
+            schedule. By default 0, but from 1 to 0.5 over the training where the strength stays
+            adversarial and the ratio at MAE's, from 0.7 on: what harms least on photographs
+            (docs/choosing.md).
         standardise: whether the logits are standardised per image, so that the network chooses an
             order and not a scale. The specification has none: False, with
             ``threshold=dict(type='mean')`` and ``network=dict(downsample=1)``, is its loop to the
@@ -113,7 +116,7 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
 
     unsaid: tuple[object, ...] | None  # settings of a loss that the user said nothing about
     strength: Scheduled = Scheduled(-1.0, 1.0)
-    random_share: Scheduled = Scheduled(0.0, 1.0)
+    random_share: Scheduled = RandomShare(0.0, 1.0)
     temperature: Scheduled = Scheduled(0.0, math.inf, inside=True)
     standardise, reward, entropy_weight, gate = Fixed(), Fixed(), Fixed(), Fixed()
 
@@ -125,7 +128,7 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
         threshold: Mapping[str, Any] | Threshold | None = None,
         estimator: Mapping[str, Any] | Estimator | None = None,
         strength: Ratio = 1.0,
-        random_share: Ratio = 0.0,
+        random_share: Ratio | None = None,
         standardise: bool = True,
         temperature: Ratio = 1.0,
         reward: Reward = "error",
@@ -153,7 +156,8 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
             self.unsaid = None
         self.set_ratios(mask_ratio, prediction_ratio)
         self.strength = strength
-        self.random_share = random_share
+        if random_share is not None:
+            self.random_share = random_share
         self.temperature = temperature
         self.standardise = standardise
         self.reward = reward

@@ -13,12 +13,10 @@ from amn_masking.counts import count_masked, count_range
 from amn_masking.estimators import Estimator, ScoreFunction
 from amn_masking.mask import PatchMask
 from amn_masking.rewards import REWARDS
+from amn_masking.strategies.random_share import is_harsh, settle
 from amn_masking.strategies.ratios import RatioMixin
 from amn_masking.thresholds import Threshold
 from amn_masking.watch import TrainingWatch
-
-# From here on a strength is adversarial, and a ratio large: docs/choosing.md, "What goes wrong".
-FULL, LARGE = 0.5, 0.7
 
 
 class AdversarialChecks(RatioMixin):
@@ -35,6 +33,7 @@ class AdversarialChecks(RatioMixin):
 
     def check(self) -> None:
         """Raise ValueError for settings out of range, or that exclude each other."""
+        settle(self)
         if self.reward not in REWARDS:
             raise ValueError(f"unknown reward {self.reward!r}; expected one of {sorted(REWARDS)}")
         if not 0 <= self.entropy_weight < math.inf:
@@ -106,16 +105,15 @@ class AdversarialChecks(RatioMixin):
 
     def warn_of_harm(self) -> None:
         """Say so once where the settings are those that made features worse."""
-        strength, share = self.schedules["strength"], self.schedules["random_share"]
-        ratios = self.ends("prediction_ratio") or self.ends("mask_ratio")
-        if self.watch.masks or is_compiling() or not ratios or min(ratios) < LARGE:
+        if self.watch.masks or is_compiling() or not is_harsh(self):
             return
-        if min(strength.start, strength.end) >= FULL and share.start == share.end == 0:
+        share = self.schedules["random_share"]
+        if share.start == share.end == 0:
             warnings.warn(
-                f"at a ratio of {min(ratios):g} an adversary hides all that is hard at once: "
+                f"at a ratio of {self.chosen_ratio:g} an adversary hides all that is hard at once: "
                 "features were worse than with random masks on photographs and digits, and no "
                 "better on shapes (docs/choosing.md). Draw a part of the mask at random, "
                 "random_share=dict(type='linear', start=1.0, end=0.5), which suits photographs "
-                "best so far, or lower the ratio, to 0.375",
+                "best so far and is the default, or lower the ratio, to 0.375",
                 stacklevel=2,
             )

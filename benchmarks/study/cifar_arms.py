@@ -33,7 +33,7 @@ def masked(kind: str, ratio: float, **options: Any) -> dict[str, Any]:
 def arms(recipe: PhotoRecipe, ratio: float) -> dict[str, Setting]:
     """Every strategy at one mask ratio, by its name in tables."""
     net = network(recipe.patch // 2)  # as the shipped configs pool: half a patch
-    adversarial = masked("AdversarialMasking", ratio, strength=1.0, **net)
+    adversarial = masked("AdversarialMasking", ratio, strength=1.0, random_share=0.0, **net)
     configs: dict[str, Mapping[str, Any]] = {
         "random": masked("RandomMasking", ratio),
         "block": masked("BlockMasking", ratio, min_patches=4),

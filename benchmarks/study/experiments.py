@@ -404,6 +404,8 @@ def learning() -> list[Setting]:
             settings.append(random_masks(recipe, ratio))
             for name, kind in LEARNING.items():
                 masking = dict(type=kind, mask_ratio=ratio, **common)
+                if kind == "AdversarialMasking":
+                    masking["random_share"] = 0.0
                 settings.append(Setting(f"{name}, inclusion", recipe, masking))
                 by_ruler[name] = {**masking, "mask_ratio": 0.5}
         settings += [
@@ -411,6 +413,19 @@ def learning() -> list[Setting]:
             for name, masking in by_ruler.items()
         ]
     return settings
+
+
+PILOT_EPOCHS = 3  # of 25
+PILOTED = ("random", "cooperative", "adversarial")
+
+
+def pilot() -> list[Setting]:
+    """Short trainings with what the grid trains in full: does what is best in them stay so?"""
+    return [
+        replace(setting, recipe=replace(setting.recipe, epochs=PILOT_EPOCHS))
+        for setting in grid()
+        if setting.strategy in PILOTED
+    ]
 
 
 CROSSED = (
@@ -448,7 +463,7 @@ EXPERIMENTS = {
     "recipe": recipe, "tried": tried, "grid": grid, "others": others, "ablation": ablation,
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
     "grid16": grid16, "tiny": tiny, "estimator": estimator, "half_random": half_random,
-    "seen_predicted": seen_predicted, "learning": learning,
+    "seen_predicted": seen_predicted, "learning": learning, "pilot": pilot,
     "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
     "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
     "cifar_epochs": cifar_arms.cifar_epochs,

@@ -44,9 +44,14 @@ class RewardedMasking(AdversarialMasking):
             patch_size,
             network,
             strength=strength,
+            random_share=0.0,
             loss=loss,
             prediction_ratio=prediction_ratio,
         )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make what the reward needs."""
 
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
@@ -74,8 +79,7 @@ class ProgressMasking(RewardedMasking):
     The reward is what the mean expects less what the critic expects.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def prepare(self) -> None:
         self.fast = deepcopy(self.network)
         self.slow = deepcopy(self.network).requires_grad_(False)
 

@@ -63,7 +63,7 @@ def read(results: Path) -> list[store.Row]:
         rows = list(csv.DictReader(file))
     found: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        found.setdefault((row["data"], row["seed"]), set()).add(row["settings"])
+        found.setdefault((row["data"], row["seed"]), set()).add(store.said_now(row["settings"]))
     known = {data: {setting.to_json() for setting in matrix(data)} for data in USABLE}
     return [row for row in rows if found[row["data"], row["seed"]] == known[row["data"]]]
 

@@ -131,6 +131,7 @@ def learned(recipe: Recipe, ratio: float, strength: str, **options: Any) -> Sett
         strength=STRENGTHS[strength],
         # The default when these were run.
         estimator=dict(type="straight_through"),
+        random_share=0.0,  # said in all settings of the study, whatever the default is
         # At the full resolution this network would cost more than the small autoencoder.
         **network(max(1, recipe.patch // 3)),
     )

@@ -67,16 +67,22 @@ def stored(path: Path) -> list[Row]:
 
 def said_now(settings: str) -> str:
     """Settings in today's words. Before ``prediction_ratio`` a trial of the same three sets had the
-    share that is seen in the recipe, and the share that is predicted as the mask ratio.
+    share that is seen in the recipe, and the share that is predicted as the mask ratio; and where
+    no random share was said, there was none.
     """
-    if '"seen"' not in settings:
+    if '"seen"' not in settings and '"AdversarialMasking"' not in settings:
         return settings
     setting = json.loads(settings)
-    if seen := setting["recipe"].pop("seen"):
+    if seen := setting["recipe"].pop("seen", 0):
         masking = setting["masking"]
         setting["masking"] = {
             **masking, "mask_ratio": 1 - seen, "prediction_ratio": masking["mask_ratio"],
         }  # fmt: skip
+    masking = setting["masking"] or {}
+    while "masking" in masking:
+        masking = masking["masking"]
+    if masking.get("type") == "AdversarialMasking":
+        masking.setdefault("random_share", 0.0)
     return json.dumps(setting, sort_keys=True)
 
 

@@ -1,0 +1,128 @@
+"""Masks that set themselves, as the study tried them: the rules are those that the page says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
+pytest.importorskip("sklearn")
+
+from benchmarks.study import store, training
+from benchmarks.study.data import load
+from benchmarks.study.experiments import EXPERIMENTS
+from benchmarks.study.learning import ARMS, RULER_IMAGES, Bandit, RegretMasking, held_out
+from benchmarks.study.settings import RECIPES, Setting, random_masks
+
+RECIPE = RECIPES["digits8"]
+SIZE = dict(mask_ratio=0.5, network=dict(channels=4, downsample=1))
+
+
+@pytest.mark.parametrize("best", range(len(ARMS)))
+def test_the_bandit_finds_the_best_arm_and_follows_it_when_it_moves(best):
+    bandit, noise = Bandit(len(ARMS)), torch.Generator().manual_seed(best)
+    played = []
+    for segment in range(400):
+        good = best if segment < 200 else (best + 1) % len(ARMS)
+        arm = bandit.choose()
+        bandit.tell(arm, (arm == good) + 0.3 * float(torch.randn((), generator=noise)))
+        played.append(arm == good)
+    assert sum(played[50:200]) > 75  # more than half, where chance is a quarter
+    assert sum(played[250:]) > 75
+
+
+def reward_of(masking, images, error):
+    """The reward that the estimator is given for an error."""
+    patch_mask = masking(images)
+    given = []
+    masking.estimator.objective = lambda reward, learned: given.append(reward) or reward.sum() * 0
+    patch_mask.learned.objective(error(patch_mask))
+    return given[0], patch_mask
+
+
+def built(kind):
+    model = training.build(Setting(kind, RECIPE, dict(type=kind, **SIZE)), 0).train()
+    return model, load(RECIPE.data, 0).train
+
+
+def test_regret_is_0_where_the_autoencoder_is_its_reference_and_else_the_difference():
+    model, images = built("RegretMasking")
+    assert isinstance(model.masking, RegretMasking)
+    pixels = images.centre()[:8]
+    model.masking.reference = [model]
+    other = training.build(random_masks(RECIPE, 0.5), 1).train()
+
+    def error(mask, of=model):
+        with torch.no_grad():
+            return of.error_under(mask.detach(), pixels, [])
+
+    reward, _ = reward_of(model.masking, pixels, error)
+    assert torch.allclose(reward, torch.zeros_like(reward))
+    model.masking.reference = [other]
+    reward, mask = reward_of(model.masking, pixels, error)
+    assert torch.allclose(reward, (error(mask) - error(mask, other)) * mask.mask)
+    assert not any("reference" in name for name in model.state_dict())
+
+
+def test_progress_pays_for_an_error_that_falls_and_not_for_one_that_stays():
+    model, images = built("ProgressMasking")
+    masking, pixels = model.masking, images.centre()[:32]
+    optimizer = torch.optim.Adam(masking.fast.parameters(), lr=1e-2)
+    falling = torch.arange(16) < 8  # the left half of the patches, by number
+    rewards = []
+    for step in range(400):
+        level = torch.where(falling, 2.0 - 0.005 * step, torch.tensor(2.0))
+        patch_mask = masking(pixels)
+        given = []
+        masking.estimator.objective = lambda reward, learned, given=given: (
+            given.append(reward) or reward.sum() * 0
+        )
+        optimizer.zero_grad()
+        patch_mask.learned.objective(level.expand(32, -1)).backward()
+        optimizer.step()
+        rewards.append((given[0], patch_mask.mask))
+    paid, hidden = (torch.cat(part) for part in zip(*rewards[200:], strict=True))
+    mean = paid.sum(0) / hidden.sum(0)
+    assert mean[falling].mean() > mean[~falling].mean() + 0.05
+    # Once nothing is learned any more, nothing is paid.
+    for _ in range(600):
+        reward, _ = reward_of(masking, pixels, lambda mask: torch.full((32, 16), 0.5))
+    assert reward.abs().max() < 0.05
+
+
+def test_the_ruler_s_images_are_not_trained_on():
+    images = load(RECIPE.data, 0).train
+    kept, ruled = held_out(images)
+    assert len(kept.pixels) == len(images.pixels) - RULER_IMAGES
+    assert torch.equal(ruled, images.centre()[-RULER_IMAGES:])
+
+
+def test_a_ratio_by_ruler_is_one_of_the_arms_in_each_segment_and_the_mean_is_measured():
+    masking = dict(type="RulerMasking", masking=dict(type="RandomMasking", mask_ratio=0.5))
+    setting = Setting("random, by ruler", replace(RECIPE, epochs=10), masking)
+    model = training.build(setting, 0)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(model.masking.mask_ratio))
+    training.train(model, load(RECIPE.data, 0).train, setting, 0)
+    assert set(seen) == set(ARMS)
+    assert model.masking.mask_ratio == pytest.approx(sum(seen) / len(seen))
+
+
+def test_every_setting_of_the_study_says_its_random_share():
+    for settings in EXPERIMENTS.values():
+        for setting in settings():
+            said = setting.to_json()
+            if '"AdversarialMasking"' in said:
+                assert '"random_share"' in said
+                assert store.said_now(said) == said
+
+
+def test_rows_without_a_random_share_had_none():
+    masking = dict(type="ShuffledMasking", masking=dict(type="AdversarialMasking", mask_ratio=0.5))
+    said = json.loads(store.said_now(Setting("x", RECIPE, masking).to_json()))
+    assert said["masking"]["masking"]["random_share"] == 0.0
+    plain = random_masks(RECIPE, 0.5).to_json()
+    assert store.said_now(plain) == plain

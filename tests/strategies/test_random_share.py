@@ -1,0 +1,127 @@
+"""How much of a learned mask is drawn at random where nobody says: the default, and where it is."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from amn_masking import AdversarialMasking
+from amn_masking.strategies import ShuffledMasking
+
+IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+GENTLE, NONE = (1.0, 0.5), (0.0, 0.0)
+LINE = dict(type="linear", start=0.25, end=0.75)
+
+
+def ends(masking) -> tuple[float, float]:
+    """The share at the start and at the end of the training, as masks are made with it."""
+    found = []
+    for progress in (0.0, 1.0):
+        masking.set_progress(progress)
+        masking(IMAGES)
+        found.append(masking.random_share)
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, GENTLE),
+        (dict(mask_ratio=0.7, strength=0.5), GENTLE),
+        (dict(mask_ratio=0.9, prediction_ratio=0.75), GENTLE),
+        (dict(threshold=dict(type="tracking")), GENTLE),
+        (dict(estimator=dict(type="score_function")), GENTLE),
+        (dict(estimator=dict(type="score_function"), threshold=dict(type="tracking")), NONE),
+        (dict(mask_ratio=0.69), NONE),
+        (dict(mask_ratio=0.75, prediction_ratio=0.25), NONE),
+        (dict(mask_ratio=LINE), NONE),
+        (dict(strength=0.4), NONE),
+        (dict(strength=-1.0), NONE),
+        (dict(strength=dict(type="linear", start=0.0, end=1.0)), NONE),
+        (dict(threshold=dict(type="mean")), NONE),
+        (dict(random_share=0.0), NONE),
+        (dict(random_share=LINE), (0.25, 0.75)),
+    ],
+)
+def test_it_goes_from_all_to_half_where_an_adversary_masks_as_much_as_mae_does(settings, expected):
+    masking = AdversarialMasking(patch_size=8, **settings)
+    assert ends(masking) == expected
+    assert ends(copy.deepcopy(masking)) == expected
+    assert ends(ShuffledMasking(masking)) == expected
+
+
+def test_it_follows_what_is_set_later_until_it_is_said_itself():
+    masking = AdversarialMasking(patch_size=8)
+    masking.set_progress(0.5)
+    assert masking.random_share == 0.75
+    masking.mask_ratio = 0.25
+    assert masking.random_share == 0.0
+    masking.mask_ratio = 0.75
+    assert masking.random_share == 0.75
+    masking.strength = -1.0
+    assert masking.random_share == 0.0
+    masking.strength = 1.0
+    masking.random_share = 0.1
+    masking.mask_ratio = 0.9
+    assert masking.random_share == 0.1
+
+
+def test_the_ratio_of_a_codebase_counts():
+    masking = AdversarialMasking(patch_size=8)
+    masking.default_ratio = 0.25
+    assert ends(masking) == NONE
+    assert "random_share=0.0" in repr(masking)
+
+
+def test_that_many_are_drawn():
+    masking = AdversarialMasking(patch_size=8)
+    for progress, share in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
+        masking.set_progress(progress)
+        learned = masking(IMAGES).learned
+        drawn = learned.drawn_at_random.sum(1) / learned.chosen.mask.sum(1)
+        assert torch.equal(drawn, torch.full((4,), share))
+
+
+class TestEverywhere:
+    """The bare strategy, the shipped config for photographs, README and docs are one setting."""
+
+    BARE = str(AdversarialMasking(patch_size=16))
+
+    def test_the_shipped_config_and_a_bare_one_in_mmpretrain(self):
+        pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
+        from mmengine.config import Config
+        from mmpretrain.registry import MODELS
+
+        from tests.conftest import ROOT
+
+        cfg = Config.fromfile(ROOT / "configs/mmpretrain/mae_amn_vit-b.py").model
+        shipped = str(MODELS.build(cfg).masking)
+        cfg.masking = dict(type="AdversarialMasking")
+        assert shipped == str(MODELS.build(cfg).masking) == self.BARE
+
+    @pytest.mark.parametrize(
+        ("page", "name"),
+        [
+            ("README.md", "model"),
+            ("docs/mmpretrain.md", "model"),
+            ("docs/choosing.md", "photographs"),
+        ],
+    )
+    def test_what_a_page_shows_first(self, page, name):
+        from tests.conftest import ROOT
+
+        block = next(
+            part.split("```")[0]
+            for part in (ROOT / page).read_text().split("```python\n")[1:]
+            if f"\n{name} = " in part.split("```")[0]
+        )
+        names: dict = {}
+        exec(block, names)
+        found = names[name]
+        if name == "model":
+            settings = dict(found["masking"])
+            assert settings.pop("type") == "AdversarialMasking"
+            found = AdversarialMasking(**settings)
+        assert str(found) == self.BARE
