@@ -71,11 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
     elif args.command == "tables":
         from benchmarks.study.cifar_tables import write_cifar
         from benchmarks.study.evidence import write_details
+        from benchmarks.study.learning_tables import write_learning
         from benchmarks.study.summary import write_summary
         from benchmarks.study.tables import write_all
 
         write_all(args.results)
         write_cifar(args.results)
+        write_learning(args.results)
         if args.results == RESULTS:
             write_details(RESULTS)
             write_summary(RESULTS.parent, RESULTS)

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.study.settings import CURRICULUM, PhotoRecipe, Setting, network, ratio_of
+from benchmarks.study.settings import (
+    CURRICULUM,
+    UNWEIGHTED,
+    PhotoRecipe,
+    Setting,
+    network,
+    ratio_of,
+)
 
 # Of a GPU's ten minutes: 12 epochs of random masks at 0.75, see docs/results/cifar.md.
 GPU = PhotoRecipe(
@@ -142,6 +149,13 @@ def cifar_tuning() -> list[Setting]:
         for name, ratios in TUNED.items()
         for ratio in ratios
     ]
+
+
+def cifar_learning() -> list[Setting]:
+    """The reward that set its own sign on shapes and digits, beside random masks; on a CPU."""
+    recipe = replace(CPU, epochs=TUNING_EPOCHS[CPU.data])
+    progress = masked("ProgressMasking", 0.75, **network(recipe.patch // 2), **UNWEIGHTED)
+    return [arms(recipe, 0.75)["random"], Setting("progress, inclusion", recipe, progress)]
 
 
 def cifar_recipe() -> list[Setting]:

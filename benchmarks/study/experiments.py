@@ -466,5 +466,5 @@ EXPERIMENTS = {
     "seen_predicted": seen_predicted, "learning": learning, "pilot": pilot,
     "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
     "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
-    "cifar_epochs": cifar_arms.cifar_epochs,
+    "cifar_epochs": cifar_arms.cifar_epochs, "cifar_learning": cifar_arms.cifar_learning,
 }  # fmt: skip

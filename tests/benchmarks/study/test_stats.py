@@ -23,6 +23,7 @@ from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.evidence import write_details
 from benchmarks.study.experiments import CHOSEN, EQUAL_FLOPS, EQUAL_TIME, EXPERIMENTS, FOUND, report
+from benchmarks.study.learning_tables import write_learning
 from benchmarks.study.measures import lift, ranking_auc
 from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import RECIPES, USABLE, learned, random_masks, ratio_of
@@ -187,9 +188,11 @@ def test_the_committed_tables_are_made_of_the_committed_rows(tmp_path):
         shutil.copy(docs / page, tmp_path)
     shutil.copytree(RESULTS, tmp_path / "results")
     write_all(tmp_path / "results")
+    write_learning(tmp_path / "results")
     write_details(tmp_path / "results")
     write_summary(tmp_path, tmp_path / "results")
-    for page in (*filled, "results/shapes_and_digits.md", "results/study.md"):
+    made = ("shapes_and_digits.md", "study.md", "learning.md")
+    for page in (*filled, *(f"results/{name}" for name in made)):
         assert (tmp_path / page).read_text() == (docs / page).read_text(), page
     assert (tmp_path / CHART).read_bytes()[:4] == b"\x89PNG"
 

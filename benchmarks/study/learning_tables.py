@@ -1,0 +1,117 @@
+"""The tables of docs/results/learning.md, from the CSV files of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.markdown import markdown_table
+from benchmarks.study.evidence import fill, rows_of
+from benchmarks.study.experiments import PILOTED
+from benchmarks.study.settings import USABLE
+from benchmarks.study.stats import compare
+from benchmarks.study.store import Row
+from benchmarks.study.tables import Cell, by_cell, interval, label, spread
+
+FIXED: tuple[Cell, ...] = tuple(("random", ratio) for ratio in (0.375, 0.5, 0.75))
+# How a pilot may choose: the column of its short trainings, and whether more is better.
+MEASURES: dict[str, tuple[str, int]] = {
+    "ruler": ("error_random_0.5", -1), "10-NN": ("knn", 1), "linear probe": ("probe", 1),
+}  # fmt: skip
+
+
+def write_learning(results: Path) -> None:
+    """Make the page's tables anew; where there is no page yet, nothing."""
+    page = results / "learning.md"
+    if page.exists():
+        fill(page, results, TABLES)
+
+
+def mean_of(values: Mapping[int, float]) -> float:
+    return float(np.mean(list(values.values())))
+
+
+def rewards(data: str) -> Callable[[Path], Sequence[str]]:
+    """Every reward at every ratio beside the best random masks of these very seeds."""
+
+    def table(results: Path) -> Sequence[str]:
+        rows = rows_of(results, "learning", "tune", data)
+        if not rows:
+            return ["Not run yet."]
+        columns = (
+            "mask_ratio", "adversarial_gain", "foreground_lift", "noise_lift", "cpu_seconds",
+        )  # fmt: skip
+        probe, knn = by_cell(rows, "probe"), by_cell(rows, "knn")
+        others = {column: by_cell(rows, column) for column in columns}
+        random = {one: values for one, values in probe.items() if one[0] == "random"}
+        best = max(random, key=lambda one: mean_of(random[one]))
+        lines = []
+        for one in sorted(probe, key=lambda one: -mean_of(probe[one])):
+            difference = compare(probe[one], probe[best])
+            less = "" if one == best else f"{difference.mean:+.3f} {interval(difference)}"
+            numbers = [spread(list(others[c].get(one, {}).values())) for c in columns]
+            values = [spread(list(found[one].values())) for found in (probe, knn)]
+            name, ratio = label(one)
+            ratio = "ruler" if "ruler" in name else ratio
+            lines.append([name, ratio, len(probe[one]), *values, less, *numbers])
+        head = [
+            "masks", "ratio", "seeds", "linear probe", "10-NN", "less the best random masks'",
+            "mean ratio", "gain", "foreground lift", "noise lift", "CPU seconds",
+        ]  # fmt: skip
+        return markdown_table(head, lines)
+
+    return table
+
+
+def whole_probe(results: Path, data: str) -> dict[Cell, float]:
+    """The probe of each piloted setting after the whole training, mean over tuning seeds."""
+    rows = rows_of(results, "grid", "tune", data)
+    return {
+        one: mean_of(values) for one, values in by_cell(rows, "probe").items() if one[0] in PILOTED
+    }
+
+
+def losses(rows: Sequence[Row], whole: Mapping[Cell, float], among: Sequence[str]) -> list[list]:
+    """What each way to choose loses, seed by seed of the pilot."""
+    among_these = {one: value for one, value in whole.items() if one[0] in among}
+    top = max(among_these.values())
+    lines = []
+    for name, (column, sign) in MEASURES.items():
+        short = by_cell(rows, column)
+        seeds = sorted({seed for values in short.values() for seed in values})
+        lost, chosen = [], []
+        for seed in seeds:
+            found = {
+                one: sign * values[seed]
+                for one, values in short.items()
+                if one in among_these and seed in values
+            }
+            pick = max(found, key=lambda one: found[one])
+            lost.append(top - whole[pick])
+            chosen.append(" ".join(label(pick)))
+        lines.append([f"pilot, by {name}", spread(lost), len(seeds), "; ".join(chosen)])
+    for one in FIXED:
+        lines.append([f"always {' '.join(label(one))}", spread([top - whole[one]]), "", ""])
+    return lines
+
+
+def pilots(results: Path) -> Sequence[str]:
+    """What choosing by short trainings loses of the best whole training's probe."""
+    lines = []
+    for data in USABLE:
+        rows = rows_of(results, "pilot", "tune", data)
+        if not rows:
+            continue
+        whole = whole_probe(results, data)
+        for words, among in (("all", PILOTED), ("random masks", ("random",))):
+            lines += [[data, words, *line] for line in losses(rows, whole, among)]
+    if not lines:
+        return ["Not run yet."]
+    return markdown_table(
+        ["images", "among", "choice", "probe lost", "seeds", "what was chosen"], lines
+    )
+
+
+TABLES = {f"rewards-{data}": rewards(data) for data in USABLE} | {"pilots": pilots}
