@@ -64,9 +64,15 @@ STRATEGIES: dict[str, dict[str, Any] | None] = {
     "ColorNoiseMasking": dict(type="ColorNoiseMasking"),
     "HardPatchMasking": dict(type="HardPatchMasking", network=dict(downsample=8)),
     "AttentionMasking": dict(type="AttentionMasking"),
-    "AMN, downsample 8": dict(type="AdversarialMasking", network=dict(downsample=8)),
-    "AMN, downsample 4": dict(type="AdversarialMasking", network=dict(downsample=4)),
-    "AMN, downsample 1": dict(type="AdversarialMasking", network=dict(downsample=1)),
+    "AMN, downsample 8": dict(
+        type="AdversarialMasking", random_share=0.0, network=dict(downsample=8)
+    ),
+    "AMN, downsample 4": dict(
+        type="AdversarialMasking", random_share=0.0, network=dict(downsample=4)
+    ),
+    "AMN, downsample 1": dict(
+        type="AdversarialMasking", random_share=0.0, network=dict(downsample=1)
+    ),
 }
 SHIPPED = "AMN, downsample 8"  # in configs/mmpretrain/_base_/amn.py
 TARGETS = {"flops_ratio": 1.01, "step_ratio": 1.02, "memory_ratio": 1.02}  # of SHIPPED, at most

@@ -28,7 +28,7 @@ from amn_masking.rewards import Reward, patch_variance, reward_scale
 from amn_masking.schedules import Fixed, Scheduled
 from amn_masking.strategies.adversarial_checks import AdversarialChecks
 from amn_masking.strategies.base import MaskingStrategy
-from amn_masking.strategies.random_share import RandomShare
+from amn_masking.strategies.random_share import RandomShare, settle
 from amn_masking.strategies.ratios import Ratio
 from amn_masking.thresholds import THRESHOLDS, Candidates, Threshold
 
@@ -269,6 +269,10 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
         """Told of the error under a training mask, when its objective is made."""
         self.watch.heard()
         self.threshold.observe(error, learned.chosen, learned.drawn_at_random)
+
+    def extra_repr(self) -> str:
+        settle(self)
+        return super().extra_repr()
 
     def log_values(self) -> dict[str, float | Tensor]:
         return {"strength": self.strength, **self.threshold.log_values()}

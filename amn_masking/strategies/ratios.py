@@ -47,6 +47,7 @@ class RatioMixin:
 
     takes_ratio: bool = False
     default_ratio: float = 0.75
+    drawn_from: tuple[float, float] | None = None  # by a wrapper, anew for each batch
     free_counts: bool = False
     training: bool
     schedules: dict[str, Schedule]
@@ -111,9 +112,13 @@ class RatioMixin:
                 )
 
     def ends(self, ratio: str) -> tuple[float, ...]:
-        """First and last value of ``mask_ratio`` or ``prediction_ratio``; () if it has none."""
+        """First and last value of ``mask_ratio`` or ``prediction_ratio``, or the least and largest
+        where a wrapper draws it; () if it has none.
+        """
         if (schedule := self.schedules.get(ratio)) is not None:
             return schedule.start, schedule.end
+        if ratio == "mask_ratio" and self.drawn_from is not None:
+            return self.drawn_from
         now = getattr(self, ratio)
         return () if now is None else (now, now)
 

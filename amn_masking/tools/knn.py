@@ -113,25 +113,8 @@ def evaluate(
     """
     from mmengine.registry import DefaultScope
     from mmengine.runner import Runner
-    from mmpretrain.apis import get_model
 
-    weights = backbone_weights(read_checkpoint(checkpoint))
-    model = get_model(cfg, device=device)
-    try:
-        missing, unexpected = model.backbone.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint} does not fit the config's encoder: {error}") from error
-    # ln2 is the norm after average pooling, which pre-training does not have: 1 and 0.
-    missing = [name for name in missing if not name.startswith("ln2.")]
-    # ln1 is pre-training's norm at the end where the config's encoder normalises the average, and
-    # proj_* are MFF's, which fuse features of several layers in pre-training only.
-    unexpected = [n for n in unexpected if not n.startswith(("ln1.", "proj_", "mask_token"))]
-    for what, names in (("lacks", missing), ("has, beyond it,", unexpected)):
-        if names:
-            raise ValueError(
-                f"{checkpoint} does not fit the config's encoder: it {what} {names[:3]} and so on, "
-                f"{len(names)} in all; set the config's model.backbone to the pre-trained one's"
-            )
+    model = with_encoder(cfg, backbone_weights(read_checkpoint(checkpoint)), checkpoint, device)
 
     # Training images as validation sees them: no random crop.
     train = deepcopy(cfg.val_dataloader)
@@ -150,6 +133,41 @@ def evaluate(
         "train_images": len(known),
         "val_images": len(queries),
     }
+
+
+def with_encoder(
+    cfg: Any, weights: dict[str, Tensor], source: str | Path, device: str | torch.device
+) -> Any:
+    """The config's ``ImageClassifier`` with these weights in its backbone.
+
+    Args:
+        cfg: mmengine ``Config`` of a linear probe.
+        weights: named as in the encoder.
+        source: where they are from, for the message.
+        device: to be on.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    from mmpretrain.apis import get_model
+
+    model = get_model(cfg, device=device)
+    try:
+        missing, unexpected = model.backbone.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit the config's encoder: {error}") from error
+    # ln2 is the norm after average pooling, which pre-training does not have: 1 and 0.
+    missing = [name for name in missing if not name.startswith("ln2.")]
+    # ln1 is pre-training's norm at the end where the config's encoder normalises the average, and
+    # proj_* are MFF's, which fuse features of several layers in pre-training only.
+    unexpected = [n for n in unexpected if not n.startswith(("ln1.", "proj_", "mask_token"))]
+    for what, names in (("lacks", missing), ("has, beyond it,", unexpected)):
+        if names:
+            raise ValueError(
+                f"{source} does not fit the config's encoder: it {what} {names[:3]} and so on, "
+                f"{len(names)} in all; set the config's model.backbone to the pre-trained one's"
+            )
+    return model
 
 
 def main(arguments: list[str] | None = None) -> None:

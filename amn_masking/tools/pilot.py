@@ -8,34 +8,43 @@ successive halving (Jamieson, Talwalkar, arXiv:1502.07943), each round at equal 
 the whole of the config's learning-rate schedule and of the masks' schedules, squeezed into it.
 
 What is better: with labels, the accuracy of nearest neighbours; without, the error under random
-masks at 0.5 of images that were not trained on. The latter finds the ratio of a strategy and
-favours random masks; how far to trust either is measured in docs/pilot.md.
+masks at 0.5 of images that were not trained on, the ruler. How far to trust either is measured in
+docs/results/learning.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
-from amn_masking.adapters.mmpretrain.mixin import images_of
-from amn_masking.adapters.mmpretrain.valid import valid_of
+from amn_masking.adapters.mmpretrain.mixin import MaskedMethod, images_of
+from amn_masking.adapters.mmpretrain.runner.pictures_hook import same_random_numbers
 from amn_masking.patches import masked_mean
-from amn_masking.strategies import RandomMasking
+from amn_masking.strategies import RandomRatioMasking
+from amn_masking.tools.checkpoints import backbone_weights
+from amn_masking.tools.knn import evaluate, with_encoder
+from amn_masking.tools.short_run import short_run
 
-RULER_RATIO = 0.5
+RULER = dict(type="RandomMasking", mask_ratio=0.5)
 LEAST_ITERATIONS = 10
-OF_TIME = ("begin", "end", "T_max", "total_steps", "milestones", "periods", "step_size")
+FEW = 4  # images whose FLOPs are counted
 
 SHARE = dict(type="linear", start=1.0, end=0.5)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,21 +87,21 @@ class Result:
 
 
 class Pilot:
-    """Runs of one config under several masks.
+    """Runs of one config under several masks, one after the other, in this process.
 
     Args:
         cfg: mmengine ``Config`` of a pre-training.
         settings: configs of masking strategies, by a name of their own.
-        budget: of all runs together, as a share of what the config's own training costs, by
-            FLOPs.
+        budget: of all trainings together, as a share of what the config's own costs, by FLOPs.
         labels: ``Config`` of a linear probe, as :mod:`amn_masking.tools.knn` takes; None: the
             ruler decides.
         images: about how many of the training images are held out for the ruler.
         folder: of the runs; what is finished there is not run again.
 
     Raises:
-        ValueError: fewer than two settings, a method that takes no masks, too few images, or a
-            budget in which a run would have fewer than ten iterations.
+        ValueError: fewer than two settings, one that does not suit the method, a method that takes
+            no masks, too few images, labels that do not suit the encoder, or a budget in which a
+            run would have fewer than ten iterations.
     """
 
     def __init__(
@@ -104,35 +113,15 @@ class Pilot:
         images: int = 256,
         folder: str | Path = "work_dirs/pilot",
     ) -> None:
-        from mmengine.registry import DATASETS, DefaultScope
-
-        if len(settings) < 2:
-            raise ValueError(f"a pilot compares at least two settings, got {sorted(settings)}")
-        if not 0 < budget <= 10:
+        check_settings(settings)
+        if not 0 < budget < math.inf:
             raise ValueError(
                 f"budget expected a share of the config's own training, as 0.1, got {budget}"
             )
         self.cfg, self.labels, self.folder = deepcopy(cfg), labels, Path(folder)
         self.settings = {name: dict(masking) for name, masking in settings.items()}
-        if not str(cfg.model.get("type", "")).startswith("amn_masking."):
-            raise ValueError(
-                f"expected a config of a method that takes masks, model.type='amn_masking.MAE' or "
-                f"another, got {cfg.model.get('type')!r}; see docs/mmpretrain.md"
-            )
-        dataset = self.cfg.train_dataloader.dataset
-        with DefaultScope.overwrite_default_scope("mmpretrain"):
-            count = len(DATASETS.build(dataset))
-            if not 1 <= images <= count // 2:
-                raise ValueError(
-                    f"{images} images to hold out expected at most half of the training images, of "
-                    f"which there are {count}; set --images"
-                )
-            fold = dict(
-                type="KFoldDataset", dataset=dataset, num_splits=max(2, count // images), seed=0
-            )
-            self.cfg.train_dataloader.dataset = fold
-            self.held = self._batches({**fold, "test_mode": True})
-        self.kept = count - sum(len(images_of(batch["inputs"])) for batch in self.held)
+        self.count, self.held = self._hold_out(images)
+        self.kept = self.count - sum(len(images_of(batch["inputs"])) for batch in self.held)
         self.flops = {name: self._flops_of(name) for name in self.settings}
         self.rounds = max(1, math.ceil(math.log2(len(self.settings))))
         whole = self._flops(self.cfg.model.get("masking")) * self._planned()
@@ -145,17 +134,26 @@ class Pilot:
                 f"{LEAST_ITERATIONS} iterations; set --budget {need:g} or more, or try fewer "
                 "settings"
             )
+        if labels is not None:
+            self._check_labels()
 
     def run(self, say: Any = print) -> dict[str, list[Result]]:
-        """All rounds; the results of each setting, one for each round that it was in."""
+        """All rounds; the results of each setting, one for each round that it was in.
+
+        Raises:
+            ValueError: all runs of a round diverged.
+        """
         results: dict[str, list[Result]] = {name: [] for name in self.settings}
         alive = list(self.settings)
+        say(f"{len(alive)} settings, {self.rounds} rounds; the better half of each goes on")
         for number in range(self.rounds):
             for name in alive:
                 result = self.train(name, self.iterations(name, len(alive)))
                 results[name].append(result)
                 say(f"round {number + 1}/{self.rounds}  {name:40} {line_of(result)}")
             alive = sorted(alive, key=lambda name: results[name][-1].rank)
+            if results[alive[0]][-1].rank == math.inf:
+                raise ValueError("every run of this round diverged; lower the learning rate")
             alive = alive[: (len(alive) + 1) // 2]
         return results
 
@@ -164,63 +162,88 @@ class Pilot:
         return int(self.per_round / settings / self.flops[name])
 
     def train(self, name: str, iterations: int) -> Result:
-        """One run, or what an earlier one of the same has left."""
-        from mmengine.runner import Runner
-
-        cfg = self._short(self.settings[name], iterations)
-        key = hashlib.sha256(
-            (cfg.dump() + repr(self.labels and self.labels.dump())).encode()
-        ).hexdigest()[:12]
-        folder = self.folder / key
+        """One run, or what an earlier one of the same has left; NaN where it diverged."""
+        cfg = self.short(name, iterations)
+        text = f"{self.count} {cfg.dump()} {'' if self.labels is None else self.labels.dump()}"
+        folder = self.folder / hashlib.sha256(text.encode()).hexdigest()[:12]
         done = folder / "result.json"
         if done.exists():
             return Result(**json.loads(done.read_text()))
         cfg.work_dir, cfg.experiment_name = str(folder), f"pilot-{uuid.uuid4().hex}"
-        runner = Runner.from_cfg(cfg)
-        runner.train()
-        result = Result(iterations, self.ruler(runner), self._accuracy(runner, folder))
+        try:
+            runner = Runner.from_cfg(cfg)
+            runner.train()
+            result = Result(iterations, self.ruler(runner), self._accuracy(runner, folder))
+        except ValueError as error:
+            if "not finite" not in str(error):
+                raise
+            nothing = None if self.labels is None else math.nan
+            result = Result(iterations, math.nan, nothing)
+        runner = None
+        gc.collect()  # models hold themselves, and Python does not see a GPU's memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         partial = done.with_suffix(".partial")
         partial.write_text(json.dumps(vars(result)))
         partial.replace(done)
         return result
 
+    def short(self, name: str, iterations: int) -> Any:
+        """The config of a run."""
+        return short_run(self.cfg, self.settings[name], iterations, self._planned(), self._epoch())
+
     @torch.no_grad()
     def ruler(self, runner: Any) -> float:
-        """The error under random masks at 0.5 of the held-out images, the same masks for all."""
+        """The error under random masks at 0.5 of the held-out images, by the method's own criterion
+        and under the same masks for all.
+        """
         model = runner.model.eval()
-        masking = RandomMasking(RULER_RATIO, patch_size=model.masking.patch_size)
-        total, count = 0.0, 0.0
-        for number, batch in enumerate(self.held):
-            data = model.data_preprocessor(deepcopy(batch), True)
-            images = images_of(data["inputs"])
-            generator = torch.Generator(images.device).manual_seed(number)
-            mask = masking(images, generator, valid_of(data["data_samples"], images))
-            with runner.optim_wrapper.optim_context(model):
-                error = model.error_under(mask, **data)
-            total += float(masked_mean(error.float(), mask.predicted)) * len(images)
-            count += len(images)
+        total, count = 0.0, 0
+        with masked_by(model, RULER):
+            for number, batch in enumerate(self.held):
+                data = model.data_preprocessor(deepcopy(batch), True)
+                images = images_of(data["inputs"])
+                with same_random_numbers(number), runner.optim_wrapper.optim_context(model):
+                    mask = model.make_mask(images, data["data_samples"])
+                    error = model.error_under(mask, **data).float()
+                total += float(masked_mean(error, mask.predicted.expand_as(error))) * len(images)
+                count += len(images)
         return total / count
 
-    def _short(self, masking: Mapping[str, Any], iterations: int) -> Any:
-        """The config with these masks, for so many iterations."""
-        cfg = deepcopy(self.cfg)
-        cfg.model.masking = dict(masking)
-        cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations)
-        for part in ("cfg", "dataloader", "evaluator"):
-            cfg[f"val_{part}"] = cfg[f"test_{part}"] = None
-        cfg.param_scheduler = squeezed(
-            cfg.get("param_scheduler"), iterations / self._planned(), self._epoch()
-        )
-        cfg.default_hooks = {**cfg.get("default_hooks", {}), "checkpoint": None}
-        cfg.custom_hooks = [
-            hook
-            for hook in cfg.get("custom_hooks") or []
-            if not str(hook.get("type")).startswith("amn_masking.")
-        ]
-        cfg.log_processor = dict(by_epoch=False)
-        cfg.visualizer = dict(type="Visualizer", vis_backends=[])
-        cfg.log_level, cfg.resume = "ERROR", False
-        return cfg
+    def _hold_out(self, images: int) -> tuple[int, list[Any]]:
+        """Take about so many images out of the training, and give the number of all, and these as
+        the training sees them, each cropped once for all runs.
+        """
+        loader = self.cfg.get("train_dataloader")
+        if not loader:
+            raise ValueError("expected a config of a training, with a train_dataloader, got none")
+        dataset = loader.dataset
+        with DefaultScope.overwrite_default_scope("mmpretrain"):
+            count = len(DATASETS.build(dataset))
+            if not 1 <= images <= count // 2:
+                raise ValueError(
+                    f"{images} images to hold out expected at most half of the training images, of "
+                    f"which there are {count}; set --images"
+                )
+            parts = max(2, round(count / images))
+            fold = dict(type="KFoldDataset", dataset=dataset, num_splits=parts, seed=0)
+            loader.dataset = fold
+            once = deepcopy(loader)
+            once.update(
+                num_workers=0, persistent_workers=False, drop_last=False,
+                sampler=dict(type="DefaultSampler", shuffle=False),
+                dataset={**fold, "test_mode": True},
+            )  # fmt: skip
+            for name in ("batch_sampler", "prefetch_factor"):
+                once.pop(name, None)
+            try:
+                with same_random_numbers(seed=0):
+                    return count, list(Runner.build_dataloader(once))
+            except (NotImplementedError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"a dataset of type {dataset.get('type')!r} cannot be split into images to "
+                    f"train on and to hold out ({error}); give the dataset within it"
+                ) from error
 
     def _epoch(self) -> int:
         """Iterations of an epoch."""
@@ -229,24 +252,11 @@ class Pilot:
         return max(1, whole + (rest > 0 and not loader.get("drop_last", False)))
 
     def _planned(self) -> int:
-        """Iterations of the config's own training."""
+        """Iterations of the config's own training, in one process."""
         plan = self.cfg.train_cfg
         if "max_epochs" in plan:
             return int(plan.max_epochs) * self._epoch()
         return int(plan.max_iters)
-
-    def _batches(self, dataset: Mapping[str, Any]) -> list[Any]:
-        """The images of a dataset as the training sees them, each cropped once for all runs."""
-        from mmengine.runner import Runner
-
-        from amn_masking.adapters.mmpretrain.runner.pictures_hook import same_random_numbers
-
-        loader = deepcopy(self.cfg.train_dataloader)
-        loader.update(num_workers=0, persistent_workers=False, drop_last=False, dataset=dataset)
-        loader.pop("batch_sampler", None)
-        loader.sampler = dict(type="DefaultSampler", shuffle=False)
-        with same_random_numbers(seed=0):
-            return list(Runner.build_dataloader(loader))
 
     def _flops_of(self, name: str) -> float:
         try:
@@ -255,66 +265,98 @@ class Pilot:
             raise ValueError(f"the setting {name!r} does not suit this config: {error}") from error
 
     def _flops(self, masking: Mapping[str, Any] | None) -> float:
-        """Of a training step, forward and backward, per image, by torch's counter."""
-        from mmengine.registry import DefaultScope
-        from mmpretrain.registry import MODELS
+        """Of a training step, forward and backward, per image, by torch's counter; the mean over
+        the training where the ratio moves.
+        """
+        model = self._build(masking)
+        moving = False
+        if model.masking is not None:
+            for part in model.masking.modules():
+                for what, schedule in getattr(part, "schedules", {}).items():
+                    if schedule.moves and schedule.by != "progress":
+                        raise ValueError(
+                            f"its {what} has a schedule by={schedule.by!r}, which does not fit "
+                            "into a shorter run; say it by='progress'"
+                        )
+                    moving |= schedule.moves and what.endswith("ratio")
+                moving |= isinstance(part, RandomRatioMasking)
+        counts = []
+        for progress in (0.0, 0.25, 0.5, 0.75, 1.0) if moving else (0.0,):
+            if model.masking is not None:
+                model.masking.set_progress(progress)
+            counts.append(step_flops(model, self.held[0]))
+        return sum(counts) / len(counts)
 
+    def _build(self, masking: Mapping[str, Any] | None) -> Any:
         config = deepcopy(self.cfg.model)
         config.masking = None if masking is None else dict(masking)
         with DefaultScope.overwrite_default_scope("mmpretrain"):
-            model = MODELS.build(config).train()
-        data = model.data_preprocessor(deepcopy(self.held[0]), True)
-        few = 4
-        inputs, samples = data["inputs"], data["data_samples"]
-        views = [x[:few] for x in inputs] if isinstance(inputs, (list, tuple)) else inputs[:few]
-        with FlopCounterMode(display=False) as counter:
-            losses = model.loss(views, samples[:few] if samples else samples)
-            model.parse_losses(losses)[0].backward()
-        return counter.get_total_flops() / min(few, len(images_of(inputs)))
+            try:
+                model = MODELS.build(config)
+            except TypeError as error:
+                if "masking" not in str(error):
+                    raise
+                model = None
+        if not isinstance(model, MaskedMethod):
+            raise ValueError(
+                "expected a config of a method that takes masks, model.type='amn_masking.MAE' or "
+                f"another, got {self.cfg.model.get('type')!r}; see docs/mmpretrain.md"
+            )
+        return model.train()
+
+    def _check_labels(self) -> None:
+        """Before the first training and not after it: do encoder and images fit?"""
+        state = {"state_dict": self._build(None).state_dict()}
+        labels = deepcopy(self.labels)
+        with_encoder(labels, backbone_weights(state), "the encoder of CONFIG", "cpu")
+        with DefaultScope.overwrite_default_scope("mmpretrain"):
+            for loader in (labels.train_dataloader, labels.val_dataloader):
+                DATASETS.build(loader.dataset)
 
     def _accuracy(self, runner: Any, folder: Path) -> float | None:
         """Of nearest neighbours on the labelled images; None if there are none."""
         if self.labels is None:
             return None
-        from amn_masking.tools.knn import evaluate
-
-        name = "for_knn.pth"
-        runner.save_checkpoint(str(folder), name, save_optimizer=False, save_param_scheduler=False)
+        path = folder / "for_knn.pth"
         device = next(runner.model.parameters()).device
-        found = evaluate(deepcopy(self.labels), folder / name, device=device)["accuracy"]
-        (folder / name).unlink()
-        return float(found)
+        try:
+            torch.save({"state_dict": runner.model.state_dict()}, path)
+            return float(evaluate(deepcopy(self.labels), path, device=device)["accuracy"])
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def squeezed(
-    schedulers: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None, share: float, epoch: int
-) -> list[dict[str, Any]] | None:
-    """A config's parameter schedulers in a share of the training, counted in iterations.
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for what are not at least two configs by name."""
+    for name, masking in settings.items():
+        if not isinstance(masking, Mapping) or not isinstance(masking.get("type"), str):
+            raise ValueError(
+                f"the setting {name!r} expected dict(type='<name of a strategy>', ...), got "
+                f"{masking!r}"
+            )
+    if len(settings) < 2:
+        raise ValueError(f"a pilot compares at least two settings, got {sorted(settings)}")
 
-    Args:
-        schedulers: as mmengine takes them.
-        share: of the training.
-        epoch: iterations of one.
-    """
-    if schedulers is None:
-        return None
-    found = []
-    for one in [schedulers] if isinstance(schedulers, Mapping) else schedulers:
-        one = dict(one)
-        unit = epoch if one.pop("by_epoch", True) else 1
-        one.pop("convert_to_iter_based", None)
-        for key in OF_TIME:
-            if one.get(key) is None:
-                continue
-            if isinstance(one[key], (list, tuple)):
-                one[key] = [max(1, round(value * unit * share)) for value in one[key]]
-            else:
-                one[key] = round(one[key] * unit * share)
-        begin = one.get("begin", 0)
-        if one.get("end", math.inf) <= begin or one.get("T_max", 1) < 1:
-            continue  # a warm-up of less than an iteration
-        found.append({**one, "by_epoch": False})
-    return found
+
+@contextmanager
+def masked_by(model: MaskedMethod, masking: Mapping[str, Any]) -> Iterator[None]:
+    """Within, the model masks by another strategy."""
+    own = model.masking
+    model.masking = model.build_masking(masking)
+    try:
+        yield
+    finally:
+        model.masking = own
+
+
+def step_flops(model: Any, batch: Any) -> float:
+    """FLOPs of a training step per image, on a few images of a batch."""
+    data = model.data_preprocessor(deepcopy(batch), True)
+    inputs, samples = data["inputs"], data["data_samples"]
+    views = [x[:FEW] for x in inputs] if isinstance(inputs, (list, tuple)) else inputs[:FEW]
+    with FlopCounterMode(display=False) as counter:
+        model.parse_losses(model.loss(views, samples[:FEW] if samples else samples))[0].backward()
+    return float(counter.get_total_flops()) / len(images_of(views))
 
 
 def line_of(result: Result) -> str:
@@ -343,8 +385,6 @@ def best(results: Mapping[str, Sequence[Result]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from mmengine.config import Config, DictAction
-
     parser = argparse.ArgumentParser(
         prog="python -m amn_masking.tools.pilot", description=(__doc__ or "").splitlines()[0]
     )
@@ -358,8 +398,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="a config file with settings = {name: dict(type=..., ...)}; without it eight of ours",
     )  # fmt: skip
     parser.add_argument(
-        "--budget", type=float, default=0.1, help="of all runs, as a share of the training (0.1)"
-    )
+        "--budget", type=float, default=0.1,
+        help="of all trainings, as a share of CONFIG's own FLOPs (0.1)",
+    )  # fmt: skip
     parser.add_argument("--images", type=int, default=256, help="to hold out for the ruler (256)")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/pilot"))
     parser.add_argument(
@@ -386,17 +427,21 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{args.settings} expected to hold settings = {{name: dict(type=..., ...)}}"
                 )
         pilot = Pilot(cfg, settings, args.budget, labels, args.images, args.work_dir)
-        results = pilot.run()
+        results = pilot.run(lambda line: print(line, flush=True))
     except (ValueError, TypeError, OSError, ImportError, KeyError) as error:
         parser.exit(1, f"error: {error}\n")
     name = best(results)
-    print(f"\n{table(results)}\n\nbest: {name}. To train with it:\n")
-    print(Config({"model": {"masking": pilot.settings[name]}}).pretty_text)
-    if labels is None:
-        print(
-            "Chosen by the error under random masks, which finds a strategy's mask ratio and "
-            "favours random masks; --labels compares strategies."
-        )
+    masking = pilot.settings[name]
+    if cfg.model.get("masking"):
+        masking = {"_delete_": True, **masking}  # mmengine would put it into the base's
+    print(f"\n{table(results)}\n\nbest: {name}. In a config with _base_ = {args.config!r}:\n")
+    print(Config({"model": {"masking": masking}}).pretty_text)
+    print(
+        "One run each: a small difference may be one of seeds."
+        if labels is not None
+        else "By the error under random masks at 0.5, which favours random masks at about 0.5; "
+        "--labels compares strategies. One run each: a small difference may be one of seeds."
+    )
 
 
 if __name__ == "__main__":

@@ -399,7 +399,6 @@ def learning() -> list[Setting]:
     for data in USABLE:
         recipe = RECIPES[data]
         common = {**network(max(1, recipe.patch // 3)), **UNWEIGHTED}
-        by_ruler = {"random": random_masks(recipe, 0.5).masking}
         for ratio in (0.25, 0.5, 0.75):
             settings.append(random_masks(recipe, ratio))
             for name, kind in LEARNING.items():
@@ -407,11 +406,8 @@ def learning() -> list[Setting]:
                 if kind == "AdversarialMasking":
                     masking["random_share"] = 0.0
                 settings.append(Setting(f"{name}, inclusion", recipe, masking))
-                by_ruler[name] = {**masking, "mask_ratio": 0.5}
-        settings += [
-            Setting(f"{name}, by ruler", recipe, dict(type="RulerMasking", masking=masking))
-            for name, masking in by_ruler.items()
-        ]
+        by_ruler = dict(type="RulerMasking", masking=random_masks(recipe, 0.5).masking)
+        settings.append(Setting("random, by ruler", recipe, by_ruler))
     return settings
 
 

@@ -211,7 +211,12 @@ class RulerHook(Hook):
         return float(masked_mean(model.error_under(masks, self.images, []), masks.predicted))
 
 
-def held_out(images: Images) -> tuple[Images, Tensor]:
-    """The training images without the ruler's, and the ruler's."""
-    kept = replace(images, pixels=images.pixels[:-RULER_IMAGES])
-    return kept, replace(images, pixels=images.pixels[-RULER_IMAGES:]).centre()
+def held_out(images: Images, seed: int) -> tuple[Images, Tensor]:
+    """The training images without the ruler's, and the ruler's, drawn by the seed."""
+    order = torch.randperm(len(images.pixels), generator=torch.Generator().manual_seed(seed))
+    ruled, kept = order[:RULER_IMAGES], order[RULER_IMAGES:].sort().values
+    labels = images.labels[kept.numpy()]
+    return (
+        replace(images, pixels=images.pixels[kept], labels=labels, ink=None, noise=None),
+        replace(images, pixels=images.pixels[ruled]).centre(),
+    )

@@ -40,9 +40,7 @@ def rewards(data: str) -> Callable[[Path], Sequence[str]]:
         rows = rows_of(results, "learning", "tune", data)
         if not rows:
             return ["Not run yet."]
-        columns = (
-            "mask_ratio", "adversarial_gain", "foreground_lift", "noise_lift", "cpu_seconds",
-        )  # fmt: skip
+        columns = ("adversarial_gain", "foreground_lift", "noise_lift", "cpu_seconds")
         probe, knn = by_cell(rows, "probe"), by_cell(rows, "knn")
         others = {column: by_cell(rows, column) for column in columns}
         random = {one: values for one, values in probe.items() if one[0] == "random"}
@@ -50,15 +48,19 @@ def rewards(data: str) -> Callable[[Path], Sequence[str]]:
         lines = []
         for one in sorted(probe, key=lambda one: -mean_of(probe[one])):
             difference = compare(probe[one], probe[best])
-            less = "" if one == best else f"{difference.mean:+.3f} {interval(difference)}"
+            less = "" if one == best else f"{difference.mean:+.3f}"
+            if less and len(difference.differences) > 1:
+                less += f" {interval(difference)}"
             numbers = [spread(list(others[c].get(one, {}).values())) for c in columns]
             values = [spread(list(found[one].values())) for found in (probe, knn)]
             name, ratio = label(one)
-            ratio = "ruler" if "ruler" in name else ratio
+            if "ruler" in name:
+                ratios = by_cell(rows, "mask_ratio").get(one, {})
+                ratio = f"{spread(list(ratios.values()))} on average"
             lines.append([name, ratio, len(probe[one]), *values, less, *numbers])
         head = [
             "masks", "ratio", "seeds", "linear probe", "10-NN", "less the best random masks'",
-            "mean ratio", "gain", "foreground lift", "noise lift", "CPU seconds",
+            "gain", "foreground lift", "noise lift", "CPU seconds",
         ]  # fmt: skip
         return markdown_table(head, lines)
 

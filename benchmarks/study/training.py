@@ -238,12 +238,11 @@ def ruler_hook(images: Tensor, runner: Runner, setting: Setting, seed: int) -> R
     flops = []
     for ratio in ARMS:
         one = build(replace(inner, masking={**inner.masking, "mask_ratio": ratio}), seed)
-        attach(one, images, setting, seed)
         flops.append(step_flops(one.to(images.device), images)["flops_step"])
     return RulerHook(images, [f / max(flops) for f in flops], runner.max_iters)
 
 
-def attach(model: Any, images: Images | Tensor, setting: Setting, seed: int) -> None:
+def attach(model: Any, images: Images, setting: Setting, seed: int) -> None:
     """Give masks that ask a trained reference that reference: trained once, and kept in the folder
     for temporary files.
     """
@@ -268,7 +267,7 @@ def train(model: Any, images: Images, setting: Setting, seed: int) -> int:
     attach(model, images, setting, seed)
     ruled = None
     if by_ruler(setting):
-        images, ruled = held_out(images)
+        images, ruled = held_out(images, seed)
     with tempfile.TemporaryDirectory() as folder:
         runner = make_runner(model, images, setting, seed, folder)
         if isinstance(setting.recipe, PhotoRecipe):

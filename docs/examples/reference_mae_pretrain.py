@@ -29,7 +29,7 @@ model = Learned(img_size=64, patch_size=8, embed_dim=64, norm_pix_loss=True)
 model.masking = AdversarialMasking(mask_ratio=0.25, patch_size=8, network=dict(downsample=4))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)  # the masking network's too
 for step in range(251):
-    model.masking.set_progress(step / 251)  # moves schedules, if there are any
+    model.masking.set_progress(step / 251)  # moves schedules
     loss, _, _ = model(crops(16))
     loss.backward()
     optimizer.step()

@@ -21,15 +21,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amn_masking.adapters.mmpretrain.mixin import images_of
 from amn_masking.tools import pilot as module
-from amn_masking.tools.pilot import Pilot, Result, best, main, squeezed, table
+from amn_masking.tools.pilot import Pilot, Result, best, main, table
+from amn_masking.tools.short_run import squeezed
 from tests.conftest import ROOT
 from tests.helpers.downstream import LINEAR, small
 from tests.helpers.runner import train
+from tests.methods.small_methods import small_config
 
 TWO = {
     "random 0.5": dict(type="RandomMasking", mask_ratio=0.5),
     "adversarial 0.25": dict(type="AdversarialMasking", mask_ratio=0.25),
 }
+
+
+LATE = dict(
+    type="AdversarialMasking",
+    random_share=dict(type="linear", start=1.0, end=0.0, until=50, by="iter"),
+)
 
 
 @pytest.fixture
@@ -125,7 +133,7 @@ def test_a_short_run_has_the_whole_of_the_learning_rates(cfg, tmp_path):
     whole = deepcopy(pilot.cfg)
     whole.experiment_name = "whole_rates"
     long = rates(whole)
-    short_cfg = pilot._short(TWO["random 0.5"], len(long) // 3)
+    short_cfg = pilot.short("random 0.5", len(long) // 3)
     short_cfg.work_dir, short_cfg.experiment_name = str(tmp_path / "short"), "short_rates"
     short = rates(short_cfg)
     assert len(short) == len(long) // 3
@@ -140,15 +148,28 @@ def test_a_short_run_has_the_whole_of_the_learning_rates(cfg, tmp_path):
 
 def test_schedulers_are_squeezed_by_what_they_count():
     epochs = dict(type="CosineAnnealingLR", T_max=90, begin=10, end=100)
-    iters = dict(type="MultiStepLR", by_epoch=False, milestones=[100, 900], gamma=0.1)
-    warm = dict(type="LinearLR", end=10, by_epoch=True, convert_to_iter_based=True)
+    iters = dict(type="MultiStepLR", by_epoch=False, milestones=[100, 900], gamma=0.1, end=None)
+    warm = dict(type="mmengine.LinearLR", end=10, by_epoch=True, convert_to_iter_based=True)
     assert squeezed([warm, epochs, iters], 0.1, epoch=5) == [
-        dict(type="LinearLR", end=5, by_epoch=False),
+        dict(type="mmengine.LinearLR", end=5, by_epoch=False),
         dict(type="CosineAnnealingLR", T_max=45, begin=5, end=50, by_epoch=False),
         dict(type="MultiStepLR", milestones=[10, 90], gamma=0.1, by_epoch=False),
     ]
     assert squeezed(warm, 0.001, epoch=5) == []  # less than an iteration
     assert squeezed(None, 0.1, epoch=5) is None
+    # 0.95 an epoch, of which there are 20 in the 10 iterations of a tenth of 200 epochs of 5.
+    (falling,) = squeezed(dict(type="ExponentialLR", gamma=0.95), 0.1, epoch=5)
+    assert falling["gamma"] ** (0.1 * 5) == pytest.approx(0.95)
+    (steps,) = squeezed(dict(type="StepLR", step_size=1), 0.01, epoch=5)
+    assert steps["step_size"] == 1
+
+
+@pytest.mark.parametrize(
+    "schedulers", [dict(type="ReduceOnPlateauLR"), dict(generator=dict(type="LinearLR", end=1))]
+)
+def test_schedulers_that_cannot_be_squeezed_are_refused(schedulers):
+    with pytest.raises(ValueError, match="knows those of mmengine"):
+        squeezed(schedulers, 0.1, epoch=5)
 
 
 @pytest.mark.slow
@@ -157,12 +178,12 @@ def test_the_ruler_is_the_error_under_random_masks_whatever_the_masks_of_the_tra
 ):
     pilot = of(cfg, tmp_path)
     assert sum(len(images_of(batch["inputs"])) for batch in pilot.held) == 42 - pilot.kept == 8
-    runner = train(pilot._short(TWO["adversarial 0.25"], 60), work_dir=str(tmp_path / "run"))
+    runner = train(pilot.short("adversarial 0.25", 60), work_dir=str(tmp_path / "run"))
     measured = pilot.ruler(runner)
     assert pilot.ruler(runner) == measured
     runner.model.masking.mask_ratio = 0.75
     assert pilot.ruler(runner) == measured
-    untrained = train(pilot._short(TWO["adversarial 0.25"], 1), work_dir=str(tmp_path / "one"))
+    untrained = train(pilot.short("adversarial 0.25", 1), work_dir=str(tmp_path / "one"))
     assert pilot.ruler(untrained) > 1.05 * measured
 
 
@@ -203,11 +224,11 @@ def test_the_command_prints_what_to_paste_and_does_nothing_twice(
     assert all(0 <= result["accuracy"] <= 1 and result["ruler"] > 0 for result in done)
     assert not list((tmp_path / "runs").rglob("*.pth"))  # the checkpoints were for the neighbours
     top = max(result["accuracy"] for result in done)
-    name = re.search(r"best: (.*)\. To train", said)[1]
+    name = re.search(r"best: (.*)\. In a config", said)[1]
     assert f"{top:.4f}" in re.search(rf"^{re.escape(name)} .*$", said, re.M)[0]
-    lines = said[said.index("model = ") :]
+    lines = said[said.index("model = ") : said.index("One run each")]
     pasted = tmp_path / "pasted.py"
-    pasted.write_text(lines)
+    pasted.write_text(f"_base_ = {str(config)!r}\n{lines}")
     assert Config.fromfile(pasted).model.masking == TWO[name]
 
     def again(*args, **kwargs):
@@ -239,6 +260,8 @@ def test_the_table_has_the_winner_first():
         (dict(budget=0.0), "budget expected a share"),
         (dict(images=40), "40 images to hold out expected at most half .* there are 42"),
         (dict(settings={**TWO, "odd": dict(type="NoMasking")}), "odd.*NoMasking"),
+        (dict(settings={**TWO, "none": None}), "'none' expected dict.* got None"),
+        (dict(settings={**TWO, "late": LATE}), "'late' .*random_share has a schedule by='iter'"),
     ],
 )
 def test_what_cannot_work_is_refused(cfg, tmp_path, options, message):
@@ -262,6 +285,55 @@ def test_a_method_without_masks_is_refused(cfg, tmp_path):
         of(cfg, tmp_path)
 
 
+def test_labels_of_another_encoder_are_refused_before_any_training(cfg, tmp_path, photos):
+    labels = Config.fromfile(ROOT / LINEAR)
+    labels.merge_from_dict(small(photos))
+    with pytest.raises(ValueError, match="the encoder of CONFIG does not fit"):
+        of(cfg, tmp_path, labels=labels)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_the_worst_and_not_the_end(cfg, tmp_path):
+    cfg.optim_wrapper.optimizer.lr = 1e30
+    pilot = of(cfg, tmp_path)
+    with pytest.raises(ValueError, match="every run of this round diverged"):
+        pilot.run(say=lambda line: None)
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+
+
+def test_a_ratio_that_moves_costs_what_it_costs_on_average(cfg, tmp_path):
+    moving = {
+        "rising": dict(type="RandomMasking", mask_ratio=dict(type="linear", start=0.25, end=0.75)),
+        "0.25": dict(type="RandomMasking", mask_ratio=0.25),
+        "0.75": dict(type="RandomMasking", mask_ratio=0.75),
+    }
+    flops = of(cfg, tmp_path, settings=moving, budget=2.0).flops
+    assert flops["rising"] == pytest.approx((flops["0.25"] + flops["0.75"]) / 2, rel=0.03)
+
+
+@pytest.mark.slow
+def test_a_config_for_several_devices_is_trained_at_the_rate_of_one(cfg, tmp_path):
+    cfg.auto_scale_lr = dict(base_batch_size=14 * 4)
+    runner = train(of(cfg, tmp_path).short("random 0.5", 12), work_dir=str(tmp_path / "one"))
+    own = {id(parameter) for parameter in runner.model.parameters()}
+    rates = {
+        group["initial_lr"]
+        for group in runner.optim_wrapper.param_groups
+        if own & set(map(id, group["params"]))
+    }
+    assert rates == {cfg.optim_wrapper.optimizer.lr / 4}
+
+
 def test_the_settings_of_ours_can_be_built(cfg, tmp_path):
     pilot = Pilot(cfg, module.SETTINGS, 8.0, images=8, folder=tmp_path)
     assert pilot.rounds == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["MixMIM", "BEiT v1"])
+def test_other_methods_of_one_mask_for_all_images_and_of_two_views(photos, tmp_path, label):
+    cfg = small_config(label, photos, masking=dict(type="RandomMasking"))
+    cfg.train_cfg.max_epochs = 10
+    pilot = of(cfg, tmp_path, budget=2.0)
+    result = pilot.train("random 0.5", 10)
+    assert result.ruler > 0

@@ -93,11 +93,19 @@ def test_progress_pays_for_an_error_that_falls_and_not_for_one_that_stays():
     assert reward.abs().max() < 0.05
 
 
-def test_the_ruler_s_images_are_not_trained_on():
+def test_the_ruler_s_images_are_of_every_class_and_not_trained_on():
     images = load(RECIPE.data, 0).train
-    kept, ruled = held_out(images)
-    assert len(kept.pixels) == len(images.pixels) - RULER_IMAGES
-    assert torch.equal(ruled, images.centre()[-RULER_IMAGES:])
+    kept, ruled = held_out(images, 0)
+    assert len(kept.pixels) == len(kept.labels) == len(images.pixels) - RULER_IMAGES
+    # By pixels, of which some images have the same.
+    known = {
+        bytes(x.numpy().tobytes()): y for x, y in zip(images.centre(), images.labels, strict=True)
+    }
+    assert {known[x.numpy().tobytes()] for x in ruled} == set(range(10))
+    rest = kept.centre().flatten(1).unique(dim=0)
+    both = torch.cat([rest, ruled.flatten(1).unique(dim=0)])
+    assert len(both.unique(dim=0)) >= len(both) - 2
+    assert (kept.labels == [known[x.numpy().tobytes()] for x in kept.centre()]).all()
 
 
 def test_a_ratio_by_ruler_is_one_of_the_arms_in_each_segment_and_the_mean_is_measured():
