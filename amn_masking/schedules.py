@@ -150,8 +150,8 @@ class Scheduled:
     """A number of a strategy that may move over the course of training.
 
     It is set to a number or to a schedule, at any time, and read as the number of now, None where
-    it was never set. The owner has ``schedules``, a dict of :class:`Schedule` by name, and
-    ``progress``, the arguments of its last ``set_progress``.
+    it was never set. The owner has ``schedules``, a dict of :class:`Schedule` by name,
+    ``progress``, the arguments of its last ``set_progress``, and ``number_set()``, which is called.
 
     Args:
         low: least value.
@@ -182,3 +182,4 @@ class Scheduled:
                 raise ValueError(f"{self.name} must lie in {allowed}, got {end}")
         strategy.schedules[self.name] = schedule
         setattr(strategy, self.slot, schedule(*strategy.progress))
+        strategy.number_set()

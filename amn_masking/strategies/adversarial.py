@@ -176,6 +176,20 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
         return self.loss is not None and self.loss.settings() != self.unsaid
 
     @property
+    def default_ratio(self) -> float:
+        """The mask ratio until it is set: MAE's, or a codebase's own."""
+        ratio: float = self.__dict__.get("_default_ratio", MaskingStrategy.default_ratio)
+        return ratio
+
+    @default_ratio.setter
+    def default_ratio(self, ratio: float) -> None:
+        self.__dict__["_default_ratio"] = ratio
+        self.number_set()
+
+    def number_set(self) -> None:
+        settle(self)
+
+    @property
     def free_counts(self) -> bool:  # type: ignore[override]
         """Whether images of one batch may mask different numbers of patches: the threshold's."""
         return self.threshold.free_counts
@@ -269,10 +283,6 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
         """Told of the error under a training mask, when its objective is made."""
         self.watch.heard()
         self.threshold.observe(error, learned.chosen, learned.drawn_at_random)
-
-    def extra_repr(self) -> str:
-        settle(self)
-        return super().extra_repr()
 
     def log_values(self) -> dict[str, float | Tensor]:
         return {"strength": self.strength, **self.threshold.log_values()}

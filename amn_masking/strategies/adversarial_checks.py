@@ -13,7 +13,7 @@ from amn_masking.counts import count_masked, count_range
 from amn_masking.estimators import Estimator, ScoreFunction
 from amn_masking.mask import PatchMask
 from amn_masking.rewards import REWARDS
-from amn_masking.strategies.random_share import is_harsh, settle
+from amn_masking.strategies.random_share import is_harsh
 from amn_masking.strategies.ratios import RatioMixin
 from amn_masking.thresholds import Threshold
 from amn_masking.watch import TrainingWatch
@@ -33,7 +33,6 @@ class AdversarialChecks(RatioMixin):
 
     def check(self) -> None:
         """Raise ValueError for settings out of range, or that exclude each other."""
-        settle(self)
         if self.reward not in REWARDS:
             raise ValueError(f"unknown reward {self.reward!r}; expected one of {sorted(REWARDS)}")
         if not 0 <= self.entropy_weight < math.inf:

@@ -14,22 +14,15 @@ NONE, GENTLE = Schedule(0.0, 0.0), Schedule(1.0, 0.5)
 
 
 class RandomShare(Scheduled):
-    """``random_share``; until it is set, what suits the ratio and the strength that the strategy
-    has by then.
-    """
-
-    def __get__(self, strategy: Any, owner: type | None = None) -> Any:
-        if strategy is not None:
-            settle(strategy)
-        return super().__get__(strategy, owner)
+    """``random_share``, which is the user's own once it was set."""
 
     def __set__(self, strategy: Any, value: float | Mapping[str, Any] | Schedule) -> None:
-        super().__set__(strategy, value)
         strategy.own_share = True
+        super().__set__(strategy, value)
 
 
 def settle(strategy: Any) -> None:
-    """Let a share that was not said follow ratio and strength, which may be set at any time."""
+    """Let a share that was not said follow ratio and strength, whenever one of them is set."""
     if getattr(strategy, "own_share", False):
         return
     cannot = strategy.free_counts and isinstance(strategy.estimator, ScoreFunction)

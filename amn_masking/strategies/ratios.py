@@ -37,6 +37,7 @@ class PredictionRatio(Scheduled):
         if value is None:
             strategy.schedules.pop(self.name, None)
             setattr(strategy, self.slot, None)
+            strategy.number_set()
             return
         strategy.check_takes_prediction()
         super().__set__(strategy, value)
@@ -53,6 +54,9 @@ class RatioMixin:
     schedules: dict[str, Schedule]
     mask_ratio: MaskRatio = MaskRatio(0.0, 1.0, inside=True)
     prediction_ratio: PredictionRatio = PredictionRatio(0.0, 1.0, inside=True)
+
+    def number_set(self) -> None:
+        """Called when a number that may move was set, or a ratio's default."""
 
     def set_ratios(self, mask_ratio: Ratio | None, prediction_ratio: Ratio | None) -> None:
         """Set those that are given, and refuse a prediction of more than is masked."""

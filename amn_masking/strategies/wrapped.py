@@ -162,7 +162,7 @@ class RandomRatioMasking(WrappedMasking):
         if self.ratio_range[0] == 0 or self.ratio_range[1] == 1:
             raise ValueError(f"ratio_range expected two numbers in (0, 1), got {ratio_range}")
         self.check()
-        self.default_ratio, self.drawn_from = self.ratio_range[0], self.ratio_range
+        self.drawn_from, self.default_ratio = self.ratio_range, self.ratio_range[0]
 
     def check(self) -> None:
         """Raise ValueError where the other strategy has a ratio, which would not count."""

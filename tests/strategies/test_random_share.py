@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amn_masking import AdversarialMasking
-from amn_masking.strategies import ShuffledMasking
+from amn_masking.strategies import RandomRatioMasking, ShuffledMasking
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 GENTLE, NONE = (1.0, 0.5), (0.0, 0.0)
@@ -57,6 +57,7 @@ def test_it_follows_what_is_set_later_until_it_is_said_itself():
     masking.set_progress(0.5)
     assert masking.random_share == 0.75
     masking.mask_ratio = 0.25
+    assert "random_share=0.0" in repr(masking)
     assert masking.random_share == 0.0
     masking.mask_ratio = 0.75
     assert masking.random_share == 0.75
@@ -73,6 +74,17 @@ def test_the_ratio_of_a_codebase_counts():
     masking.default_ratio = 0.25
     assert ends(masking) == NONE
     assert "random_share=0.0" in repr(masking)
+
+
+@pytest.mark.parametrize(("ratios", "expected"), [((0.5, 0.9), NONE), ((0.7, 0.9), GENTLE)])
+def test_where_the_ratio_is_drawn_its_least_decides_for_all_batches(ratios, expected):
+    inner = AdversarialMasking(patch_size=8)
+    masking = RandomRatioMasking(ShuffledMasking(inner), ratio_range=ratios)
+    for progress, share in zip((0.0, 1.0), expected, strict=True):
+        masking.set_progress(progress)
+        for _ in range(8):
+            masking(IMAGES)
+            assert inner.random_share == share
 
 
 def test_that_many_are_drawn():
