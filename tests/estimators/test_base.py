@@ -56,6 +56,7 @@ def test_through_the_strategy_in_every_precision(name, case, seed, dtype, free):
         estimator=dict(type=name),
         threshold=dict(type="mean") if free else dict(type="quantile"),
         network=dict(channels=2),
+        random_share=0.0,
     )
     length = math.prod(grid)
     enough = length > 2 if free else length - draws.visible_reference(length, ratio) > 1

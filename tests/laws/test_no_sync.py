@@ -24,7 +24,9 @@ FIXED_COUNTS = {
     "color noise": dict(type="ColorNoiseMasking"),
     "hard patches": dict(type="HardPatchMasking"),
     "attention": dict(type="AttentionMasking", hint_share=0.3),
-    "shuffled": dict(type="ShuffledMasking", masking=dict(type="AdversarialMasking")),
+    "shuffled": dict(
+        type="ShuffledMasking", masking=dict(type="AdversarialMasking", random_share=0.0)
+    ),
     "oracle": dict(type="OracleMasking"),
     **{
         estimator: dict(
@@ -32,7 +34,12 @@ FIXED_COUNTS = {
         )
         for estimator in ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
     },
-    "variance": dict(type="AdversarialMasking", reward="variance_normalised", entropy_weight=0.1),
+    "variance": dict(
+        type="AdversarialMasking",
+        reward="variance_normalised",
+        entropy_weight=0.1,
+        random_share=0.0,
+    ),
     "left out, random": dict(type="RandomMasking", prediction_ratio=0.25),
     "left out, block": dict(type="BlockMasking", min_patches=2, prediction_ratio=0.25),
     "left out, learned": dict(type="AdversarialMasking", prediction_ratio=0.25),

@@ -36,7 +36,7 @@ EXACT = {
 }
 FREE = {
     "tracking": lambda ratio, side: AdversarialMasking(
-        ratio, side, threshold=dict(type="tracking", rate=0.5)
+        ratio, side, threshold=dict(type="tracking", rate=0.5), random_share=0.0
     ),
     "difficulty": lambda ratio, side: AdversarialMasking(
         ratio, side, threshold=dict(type="difficulty"), random_share=0.3

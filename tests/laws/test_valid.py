@@ -42,7 +42,7 @@ STRATEGIES = {
         for estimator in ESTIMATORS
     },
     **{
-        kind: lambda more=more: AdversarialMasking(None, SIDE, **more)
+        kind: lambda more=more: AdversarialMasking(None, SIDE, **dict(random_share=0.0) | more)
         for kind, more in FREE.items()
     },
     "raw": lambda: AdversarialMasking(

@@ -39,7 +39,9 @@ def test_controllers_stay_in_float32_and_keep_their_numbers(kind, dtype):
 def test_tracking_holds_its_ratio_in_every_type(dtype):
     """bfloat16 cannot tell 0.736 from 0.75 in steps of a controller."""
     torch.manual_seed(0)
-    masking = AdversarialMasking(0.75, 4, threshold=TRACKING, network=dict(channels=4)).to(dtype)
+    masking = AdversarialMasking(
+        0.75, 4, threshold=TRACKING, network=dict(channels=4), random_share=0.0
+    ).to(dtype)
     ratios = [masking(images_of((8, 8), 32, seed).to(dtype)).mask.mean() for seed in range(80)]
     assert torch.stack(ratios[40:]).mean().item() == pytest.approx(0.75, abs=0.005)
 
@@ -48,7 +50,9 @@ def test_tracking_holds_its_ratio_in_every_type(dtype):
 def test_tracking_holds_its_ratio_in_eval_too(target):
     """Where there is no noise: before the first training step, and after many."""
     torch.manual_seed(0)
-    masking = AdversarialMasking(target, 4, threshold=TRACKING, network=dict(channels=4)).eval()
+    masking = AdversarialMasking(
+        target, 4, threshold=TRACKING, network=dict(channels=4), random_share=0.0
+    ).eval()
     assert masking(images_of((8, 8), 32)).mask.mean().item() == pytest.approx(target, abs=1 / 64)
     for seed in range(60):
         masking.train()(images_of((8, 8), 32, seed))

@@ -181,7 +181,9 @@ BATCH = 4
 
 
 def make(case):
-    masking = dict(type="AdversarialMasking", estimator=DETERMINISTIC, **CASES[case])
+    masking = dict(
+        type="AdversarialMasking", estimator=DETERMINISTIC, random_share=0.0, **CASES[case]
+    )
     model = small_mae.build(masking=masking)
     with torch.no_grad():
         for parameter in model.masking.parameters():

@@ -25,6 +25,8 @@ from tests.methods.small_methods import SMALL
 
 AMN_MAE = MODELS.get("amn_masking.MAE")
 
+LEARNED = dict(type="AdversarialMasking", random_share=0.0)
+
 
 def assert_same_gradients(one, other, only=None):
     names = [name for name in one if only is None or only(name)]
@@ -76,7 +78,7 @@ def test_random_masking_is_stock_bit_for_bit():
 
 def test_lambda_zero_is_stock_under_the_same_mask_bit_for_bit():
     """The stock model is given the learned mask by hand."""
-    ours = build(masking=dict(type="AdversarialMasking", loss=dict(lambda_adv=0.0)))
+    ours = build(masking=dict(LEARNED, loss=dict(lambda_adv=0.0)))
     made, kept = ours.masking.forward, []
     ours.masking.forward = lambda images: kept.append(made(images)) or kept[-1]
     losses, gradients = step(ours)
@@ -96,7 +98,7 @@ def test_lambda_zero_is_stock_under_the_same_mask_bit_for_bit():
 
 
 def test_the_encoder_sees_exactly_the_strategy_s_visible_patches():
-    model = build(masking=dict(type="AdversarialMasking"))
+    model = build(masking=LEARNED)
     seen = {}
     made = model.masking.forward
 
@@ -123,15 +125,16 @@ def test_the_encoder_sees_exactly_the_strategy_s_visible_patches():
 
 def test_head_s_own_combined_loss_equals_the_strategy_s():
     """The same total and gradients, wherever the loss stands; not in both places."""
-    by_strategy, one = step(
-        build(masking=dict(type="AdversarialMasking", loss=dict(lambda_adv=0.7)))
-    )
+    by_strategy, one = step(build(masking=dict(LEARNED, loss=dict(lambda_adv=0.7))))
     head = config()["head"] | dict(
         loss=dict(type="CombinedAdversarialLoss", criterion="L2", lambda_adv=0.7)
     )
-    by_head, other = step(build(masking=dict(type="AdversarialMasking"), head=head))
+    by_head, other = step(build(masking=LEARNED, head=head))
     with pytest.raises(ValueError, match="both have a lambda_adv, of which the head's would count"):
-        build(masking=dict(type="AdversarialMasking", loss=dict(lambda_adv=9.0)), head=head)
+        build(
+            masking=dict(LEARNED, loss=dict(lambda_adv=9.0)),
+            head=head,
+        )
     assert by_head.keys() == by_strategy.keys()
     for key in by_head:
         assert torch.allclose(by_head[key], by_strategy[key], rtol=1e-6), key
@@ -146,7 +149,7 @@ def test_combined_loss_in_the_head_without_masking_is_one_plus_lambda_times_stoc
 
 
 def test_the_log_holds_the_parts_and_they_add_up():
-    losses, _ = step(build(masking=dict(type="AdversarialMasking", loss=dict(lambda_adv=0.5))))
+    losses, _ = step(build(masking=dict(LEARNED, loss=dict(lambda_adv=0.5))))
     total = losses["reconstruction"] + 0.5 * losses["adversarial"]
     assert torch.allclose(losses["loss"], total)
     for key in ("mask_ratio", "mask_ratio_min", "mask_ratio_max"):
@@ -158,8 +161,8 @@ def test_the_log_holds_the_parts_and_they_add_up():
 
 
 def test_gradient_reaches_the_masking_network_and_turns_with_the_strength():
-    _, up = step(build(masking=dict(type="AdversarialMasking", strength=1.0)))
-    _, down = step(build(masking=dict(type="AdversarialMasking", strength=-1.0)))
+    _, up = step(build(masking=dict(LEARNED, strength=1.0)))
+    _, down = step(build(masking=dict(LEARNED, strength=-1.0)))
     names = [name for name in up if not of_autoencoder(name)]
     assert len(names) == 6
     for name in names:
@@ -169,7 +172,7 @@ def test_gradient_reaches_the_masking_network_and_turns_with_the_strength():
 
 
 def test_nothing_is_left_on_the_method_afterwards():
-    model = build(masking=dict(type="AdversarialMasking"))
+    model = build(masking=LEARNED)
     step(model)
     assert "random_masking" not in vars(model.backbone)
     assert not model.head.loss_module._forward_pre_hooks

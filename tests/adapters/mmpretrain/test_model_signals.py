@@ -17,14 +17,14 @@ from tests.helpers.runner import train
 
 CONFIGS = {
     "RandomMasking": dict(),
-    "AdversarialMasking": dict(),
+    "AdversarialMasking": dict(random_share=0.0),
     "BlockMasking": dict(min_patches=4),
     "ColorNoiseMasking": dict(color="blue"),
     "HardPatchMasking": dict(),
     "AttentionMasking": dict(hint_share=0.2),
     "OracleMasking": dict(draws=2),
     "RandomRatioMasking": dict(masking=dict(type="BlockMasking", min_patches=2)),
-    "ShuffledMasking": dict(masking=dict(type="AdversarialMasking")),
+    "ShuffledMasking": dict(masking=dict(type="AdversarialMasking", random_share=0.0)),
 }
 
 

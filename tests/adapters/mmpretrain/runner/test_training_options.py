@@ -23,7 +23,8 @@ PREDICTED = pytest.mark.parametrize("predicted", [None, 0.25])
 
 @pytest.mark.parametrize("threshold", ["quantile", "tracking"])
 def test_under_autocast_the_mask_and_its_gradient_are_made_in_float32(threshold):
-    model = small_mae.build(masking=dict(type="AdversarialMasking", threshold=dict(type=threshold)))
+    masking = dict(type="AdversarialMasking", threshold=dict(type=threshold), random_share=0.0)
+    model = small_mae.build(masking=masking)
     inside = {}
     model.masking.network.register_forward_hook(
         lambda m, i, out: inside.update(cast=torch.is_autocast_enabled("cpu"), scores=out.dtype)
@@ -76,7 +77,7 @@ def test_amp_trains_and_a_scale_changes_neither_network(cfg):
 @PREDICTED
 def test_in_bfloat16_the_gradients_are_those_of_float32_but_for_its_precision(predicted):
     """The right sign and size, for both networks: noise and mask are the same."""
-    masking = dict(type="AdversarialMasking", prediction_ratio=predicted)
+    masking = dict(type="AdversarialMasking", prediction_ratio=predicted, random_share=0.0)
     model = small_mae.build(masking=masking)
     _, exact = small_mae.step(model)
     with torch.autocast("cpu", torch.bfloat16):
@@ -104,7 +105,7 @@ def test_amp_wrapper_of_mmengine_trains_both_networks(cfg, dtype):
 
 @PREDICTED
 def test_accumulation_gives_both_networks_the_gradient_of_the_mean_loss(predicted):
-    masking = dict(type="AdversarialMasking", prediction_ratio=predicted)
+    masking = dict(type="AdversarialMasking", prediction_ratio=predicted, random_share=0.0)
     model = small_mae.build(masking=masking)
     batches = torch.randn(2, 3, 3, 32, 32)
     start = copy.deepcopy(model.state_dict())
