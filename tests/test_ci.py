@@ -50,3 +50,10 @@ def test_the_thorough_run_holds_every_case_that_is_left_to_it():
     assert with_more_cases
     for path in with_more_cases:
         assert "pytestmark = pytest.mark.thorough" in path.read_text(), path
+
+
+@pytest.mark.xdist_group("ci")
+def test_groups_of_tests_go_to_one_worker(request):
+    """pytest 9.2 renamed what pytest-xdist 3.8 writes the group into, without a word."""
+    if request.config.getoption("loadgroup", False):
+        assert request.node.nodeid.endswith("@ci")
