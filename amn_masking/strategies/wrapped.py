@@ -180,7 +180,7 @@ class RandomRatioMasking(WrappedMasking):
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
     ) -> PatchMask:
-        low, high = self.ratio_range
+        low, high = self.drawn_from = self.ratio_range  # which may have been set since
         length = math.prod(self.grid(images))
         self.check()
         # At once, and not when it happens to be drawn.

@@ -87,6 +87,17 @@ def test_where_the_ratio_is_drawn_its_least_decides_for_all_batches(ratios, expe
             assert inner.random_share == share
 
 
+def test_a_range_that_is_set_later_counts():
+    inner = AdversarialMasking(patch_size=8)
+    masking = RandomRatioMasking(inner, ratio_range=(0.7, 0.9))
+    masking(IMAGES)
+    assert inner.random_share == 1.0
+    masking.ratio_range = (0.2, 0.4)
+    masking(IMAGES)
+    assert inner.random_share == 0.0
+    assert inner.ends("mask_ratio") == (0.2, 0.4)
+
+
 def test_that_many_are_drawn():
     masking = AdversarialMasking(patch_size=8)
     for progress, share in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
