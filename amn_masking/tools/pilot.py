@@ -20,10 +20,9 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from amn_masking.patches import masked_mean
 from amn_masking.strategies import RandomRatioMasking
 from amn_masking.tools.checkpoints import backbone_weights
 from amn_masking.tools.knn import evaluate, with_encoder
+from amn_masking.tools.pilot_results import Result, best, line_of, table
 from amn_masking.tools.short_run import short_run
 
 RULER = dict(type="RandomMasking", mask_ratio=0.5)
@@ -63,27 +63,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         type="AdversarialMasking", mask_ratio=0.875, strength=-1.0, loss=dict(score_weighted=False)
     ),
 }
-
-
-@dataclass(frozen=True)
-class Result:
-    """Of one run of one setting.
-
-    Attributes:
-        iterations: of the training.
-        ruler: the masked error under random masks at 0.5, on images that were not trained on.
-        accuracy: of nearest neighbours, in [0, 1]; None without labels.
-    """
-
-    iterations: int
-    ruler: float
-    accuracy: float | None = None
-
-    @property
-    def rank(self) -> float:
-        """Smaller is better; a run that diverged is the worst."""
-        value = self.ruler if self.accuracy is None else -self.accuracy
-        return value if math.isfinite(value) else math.inf
 
 
 class Pilot:
@@ -357,31 +336,6 @@ def step_flops(model: Any, batch: Any) -> float:
     with FlopCounterMode(display=False) as counter:
         model.parse_losses(model.loss(views, samples[:FEW] if samples else samples))[0].backward()
     return float(counter.get_total_flops()) / len(images_of(views))
-
-
-def line_of(result: Result) -> str:
-    """A result in words."""
-    line = f"{result.iterations:6d} iterations  ruler {result.ruler:.4f}"
-    return line if result.accuracy is None else f"{line}  k-NN {result.accuracy:.4f}"
-
-
-def table(results: Mapping[str, Sequence[Result]]) -> str:
-    """A line for each setting, the best first: of what came furthest the better."""
-    rounds = max(map(len, results.values()))
-    order = sorted(results, key=lambda name: (-len(results[name]), results[name][-1].rank))
-    labelled = any(result.accuracy is not None for found in results.values() for result in found)
-    width = max(map(len, results))
-    head = f"{'k-NN' if labelled else 'ruler'} after round"
-    lines = [f"{head:{width}}" + "".join(f"{number + 1:>10}" for number in range(rounds))]
-    for name in order:
-        values = (r.ruler if r.accuracy is None else r.accuracy for r in results[name])
-        lines.append(f"{name:{width}}" + "".join(f"{value:10.4f}" for value in values))
-    return "\n".join(lines)
-
-
-def best(results: Mapping[str, Sequence[Result]]) -> str:
-    """The name of the setting that won."""
-    return min(results, key=lambda name: (-len(results[name]), results[name][-1].rank))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amn_masking.adapters.mmpretrain.mixin import images_of
 from amn_masking.tools import pilot as module
-from amn_masking.tools.pilot import Pilot, Result, best, main, table
+from amn_masking.tools.pilot import Pilot, main
+from amn_masking.tools.pilot_results import Result, best, table
 from amn_masking.tools.short_run import squeezed
 from tests.conftest import ROOT
 from tests.helpers.downstream import LINEAR, small
