@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,19 @@ def parse(page: str | Path) -> Document:
     return Document.parse(str(ROOT / page), CodeBlockParser("python", run))
 
 
+@pytest.fixture
+def own_names(monkeypatch):
+    """A page may give mmpretrain's own names to our methods: for that page alone."""
+    try:
+        from amn_masking.adapters.mmpretrain import MMPRETRAIN_MODELS as MODELS
+    except ImportError:
+        return
+    MODELS.get("MAE")  # what mmpretrain registers at the first look stays
+    monkeypatch.setattr(MODELS, "_module_dict", dict(MODELS.module_dict))
+    monkeypatch.delitem(sys.modules, "amn_masking.dropin", raising=False)
+
+
+@pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES]
 )
@@ -100,6 +114,11 @@ def test_runs_as_pasted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for example in parse(page).examples():
         example.evaluate()
+
+
+def test_a_page_leaves_mmpretrain_s_names_alone():
+    MODELS = pytest.importorskip("mmpretrain.registry").MODELS
+    assert not hasattr(MODELS.get("MAE"), "make_mask")
 
 
 def test_a_block_that_fails_is_noticed(tmp_path):
