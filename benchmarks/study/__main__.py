@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from benchmarks.study import cifar
+from benchmarks.study.cifar_arms import CPU
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.pool import run_all, runs_of, workers
 from benchmarks.study.settings import USABLE
@@ -28,16 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="100 and up: report")
     run.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
     run.add_argument("--sets", nargs="+", help="only these data sets")
-    run.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="pictures of CIFAR-10, FOLDER/train/CLASS/FILE "
-        "and FOLDER/test/CLASS/FILE; without it torchvision fetches them"
-    )  # fmt: skip
     search = commands.add_parser("search", help="optuna over the learned mask, on tuning seeds")
     search.add_argument("--sets", default="shapes", choices=USABLE)
     search.add_argument("--trials", type=int, default=24, help="the budget, 2 or 4 runs each (24)")
     search.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (2)")
     steps = commands.add_parser("steps", help="what a step of each strategy costs, in turns")
-    steps.add_argument("--sets", nargs="+", default=list(USABLE), choices=USABLE)
+    steps.add_argument("--sets", nargs="+", default=list(USABLE), choices=[*USABLE, CPU.data])
     matrix = commands.add_parser(
         "matrix", help="trained under one strategy's masks, tested under all"
     )
@@ -47,12 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
     tables = commands.add_parser("tables", help="all tables and figures, from the CSV files")
     smoke = commands.add_parser("smoke", help="the smallest experiment again, from end to end")
     smoke.add_argument("--jobs", type=int, default=2)
+    for command in (run, steps):
+        command.add_argument(
+            "--data", type=Path, metavar="FOLDER", help="pictures of CIFAR-10, FOLDER/train/CLASS/"
+            "FILE and FOLDER/test/CLASS/FILE; without it torchvision fetches them"
+        )  # fmt: skip
     for command in (run, search, steps, matrix, tables, smoke):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
     args = parser.parse_args(arguments)
+    if getattr(args, "data", None) is not None:
+        os.environ[cifar.FOLDER] = str(args.data)  # for the workers
     if args.command == "run":
-        if args.data is not None:
-            os.environ[cifar.FOLDER] = str(args.data)  # for the workers
         with workers(args.jobs) as pool:
             wanted = runs_of(args.experiment, args.seeds, args.sets)
             run_all(args.experiment, wanted, pool, args.results)

@@ -151,11 +151,43 @@ def cifar_tuning() -> list[Setting]:
     ]
 
 
-def cifar_learning() -> list[Setting]:
-    """The reward that set its own sign on shapes and digits, beside random masks; on a CPU."""
-    recipe = replace(CPU, epochs=TUNING_EPOCHS[CPU.data])
-    progress = masked("ProgressMasking", 0.75, **network(recipe.patch // 2), **UNWEIGHTED)
-    return [arms(recipe, 0.75)["random"], Setting("progress, inclusion", recipe, progress)]
+# On a CPU: the same for fewer epochs, so that a seed of what is here takes three hours of a core.
+SHORT_CPU = replace(CPU, epochs=TUNING_EPOCHS[CPU.data])
+SHARE = "adversarial, random share 1 to 0.5"
+
+
+def cifar_cpu() -> list[Setting]:
+    """What the GPU's ten minutes left out: ratios below 0.75 at equal epochs; and the reward that
+    set its own sign on shapes and digits.
+    """
+    options = {**network(SHORT_CPU.patch // 2), **UNWEIGHTED}
+    progress = masked("ProgressMasking", 0.75, **options)
+    return [
+        arms(SHORT_CPU, 0.75)["random"],
+        arms(SHORT_CPU, 0.75)[SHARE],
+        Setting("progress, inclusion", SHORT_CPU, progress),
+        *(
+            arms(SHORT_CPU, ratio)[name]
+            for ratio in (0.5, 0.25)
+            for name in ("adversarial", "random")
+        ),
+    ]
+
+
+def timed() -> list[Setting]:
+    """What ``python -m benchmarks.study steps`` times: random masks at 0.75 first."""
+    cells = (("random", 0.75), (SHARE, 0.75), ("hard patches", 0.75), ("adversarial", 0.5))
+    return [arms(SHORT_CPU, ratio)[name] for name, ratio in cells]
+
+
+# Whole epochs that fit into the time of 12 of random masks at 0.75, by study_steps.csv. A test
+# compares.
+EQUAL_TIME = {SHARE: 11, "hard patches": 11, "adversarial": 6}
+
+
+def cifar_time() -> list[Setting]:
+    """At equal time of a step on a CPU."""
+    return [for_epochs(one, EQUAL_TIME[one.strategy]) for one in timed()[1:]]
 
 
 def cifar_recipe() -> list[Setting]:
@@ -186,14 +218,3 @@ def cifar_lengths() -> list[Setting]:
             replace(for_epochs(plain, 2 * recipe.epochs), strategy="random, twice as long"),
         ]
     return settings
-
-
-def cifar_epochs() -> list[Setting]:
-    """Random and adversarial masks below 0.75 at equal epochs; at 0.75 these are equal FLOPs."""
-    return [
-        arms(recipe, ratio)[name]
-        for recipe in RECIPES
-        for name in ("random", "adversarial")
-        for ratio in RATIOS
-        if ratio < 0.75
-    ]

@@ -411,6 +411,18 @@ def learning() -> list[Setting]:
     return settings
 
 
+def learning_report() -> list[Setting]:
+    """Of what set itself, what was not ruinous on both, at the ratio at which random masks are best
+    among those of ``learning``.
+    """
+    return [
+        setting
+        for setting in learning()
+        if setting.strategy in ("progress, inclusion", "random, by ruler")
+        and ratio_of(setting.masking) == 0.5
+    ]
+
+
 PILOT_EPOCHS = 3  # of 25
 PILOTED = ("random", "cooperative", "adversarial")
 
@@ -460,7 +472,8 @@ EXPERIMENTS = {
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
     "grid16": grid16, "tiny": tiny, "estimator": estimator, "half_random": half_random,
     "seen_predicted": seen_predicted, "learning": learning, "pilot": pilot,
+    "learning_report": learning_report,
     "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
     "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
-    "cifar_epochs": cifar_arms.cifar_epochs, "cifar_learning": cifar_arms.cifar_learning,
+    "cifar_cpu": cifar_arms.cifar_cpu, "cifar_time": cifar_arms.cifar_time,
 }  # fmt: skip

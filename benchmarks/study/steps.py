@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks import overhead
 from benchmarks.overhead import hardware, seconds, step_of
 from benchmarks.study import measures, training
-from benchmarks.study.data import load
+from benchmarks.study.cifar_arms import CPU, timed
 from benchmarks.study.experiments import report
-from benchmarks.study.runs import quiet
+from benchmarks.study.runs import data_of, quiet
 from benchmarks.study.settings import Setting, random_masks, ratio_of
 
 ROUNDS = 60
@@ -38,8 +38,10 @@ def measure(settings: Sequence[Setting], rounds: int = ROUNDS) -> list[dict[str,
     torch.set_num_threads(1)
     quiet()
     recipe = settings[0].recipe
-    images = load(recipe.data, 0).train.centre()[: recipe.batch]
+    images = data_of(recipe, 0).train.centre()[: recipe.batch]
     models = [training.build(setting, 0).train() for setting in settings]
+    for model in models:
+        model.masking.set_progress(1.0)  # a random share of 1 at first would save the network
     flops = [encoder_flops(setting, images) for setting in settings]
     steps = [step_of(model, images, amp=False, compiled=False, state={}) for model in models]
     times: list[list[float]] = [[] for _ in steps]
@@ -79,13 +81,18 @@ def encoder_flops(setting: Setting, images: Tensor) -> float:
 
 
 def write(data: Sequence[str], results: Path) -> None:
-    """Measure the report's strategies on these data sets; study_steps.csv is made anew."""
-    rows = [
-        row
-        for name in data
-        for row in measure([setting for setting in report() if setting.recipe.data == name])
-    ]
-    with (results / "study_steps.csv").open("w", newline="") as file:
+    """Measure the strategies of the report, or of ``cifar_time``, on these data sets; the rows of
+    others in study_steps.csv stay.
+    """
+    path = results / "study_steps.csv"
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["data"] not in data]
+    for name in data:
+        settings = timed() if name == CPU.data else report()
+        rows += measure([setting for setting in settings if setting.recipe.data == name])
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +20,14 @@ from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.cifar_arms import (
     CHOSEN,
     CPU,
+    EQUAL_TIME,
     GPU,
     RATIOS,
     TUNED,
     arms,
     at_equal_flops,
     step_flops,
+    timed,
 )
 from benchmarks.study.evidence import rows_of
 from benchmarks.study.experiments import EXPERIMENTS
@@ -231,6 +236,16 @@ def test_ratios_are_those_that_the_tuning_seeds_like_best():
         ),
     )
     assert best[0] == f"random, lr {GPU.lr:g}"
+
+
+def test_whole_epochs_fit_into_the_time_that_random_masks_take():
+    with (RESULTS / "study_steps.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["data"] == CPU.data]
+    assert [row["settings"] for row in rows] == [setting.to_json() for setting in timed()]
+    assert float(rows[0]["step_ratio"]) == 1
+    for row in rows[1:]:
+        epochs = json.loads(row["settings"])["recipe"]["epochs"]
+        assert EQUAL_TIME[row["strategy"]] == math.floor(epochs / float(row["step_ratio"]))
 
 
 def test_every_row_is_of_a_setting_and_none_is_tuned_on_report_seeds():
