@@ -390,6 +390,7 @@ def seen_predicted() -> list[Setting]:
 
 LEARNING = {
     "adversarial": "AdversarialMasking", "progress": "ProgressMasking", "regret": "RegretMasking",
+    "progress of a copy": "CopiedProgressMasking", "regret of a copy": "CopiedRegretMasking",
 }  # fmt: skip
 
 
@@ -409,6 +410,16 @@ def learning() -> list[Setting]:
         by_ruler = dict(type="RulerMasking", masking=random_masks(recipe, 0.5).masking)
         settings.append(Setting("random, by ruler", recipe, by_ruler))
     return settings
+
+
+def noise() -> list[Setting]:
+    """Masks that hide the shapes' noise first, or last, and else choose at random."""
+    recipe = RECIPES["shapes"]
+    return [
+        Setting(name, recipe, dict(type="NoiseMasking", mask_ratio=ratio, hide=hide))
+        for ratio in (0.25, 0.5)
+        for name, hide in (("noise first", True), ("noise last", False))
+    ]
 
 
 def learning_report() -> list[Setting]:
@@ -472,7 +483,7 @@ EXPERIMENTS = {
     "smoke": smoke, "report": report, "flops": equal_flops, "time": equal_time, "long": long,
     "grid16": grid16, "tiny": tiny, "estimator": estimator, "half_random": half_random,
     "seen_predicted": seen_predicted, "learning": learning, "pilot": pilot,
-    "learning_report": learning_report,
+    "learning_report": learning_report, "noise": noise,
     "cifar_recipe": cifar_arms.cifar_recipe, "cifar_lengths": cifar_arms.cifar_lengths,
     "cifar_tuning": cifar_arms.cifar_tuning, "cifar": cifar_arms.cifar,
     "cifar_cpu": cifar_arms.cifar_cpu, "cifar_time": cifar_arms.cifar_time,

@@ -132,6 +132,52 @@ class RegretMasking(RewardedMasking):
         return estimate
 
 
+class CopiedMasking(RewardedMasking):
+    """Compares the error with that of an averaged copy of the autoencoder, under the same mask; the
+    copy is what the autoencoder was about a hundred steps ago, and asked at every step.
+    """
+
+    autoencoder: list[Any]  # one model and its copy; in a list they are not parts of this one
+
+    def rewarded(
+        self, images: Tensor, patch_mask: PatchMask
+    ) -> Callable[[Tensor, LearnedMask], Tensor]:
+        now, copy = (
+            [p for name, p in model.named_parameters() if not name.startswith("masking")]
+            for model in self.autoencoder
+        )
+        with torch.no_grad():
+            torch._foreach_lerp_(copy, now, 1 - SLOW)
+            known = self.autoencoder[1].error_under(patch_mask.detach(), images, [])
+
+        def estimate(error: Tensor, learned: LearnedMask) -> Tensor:
+            mask = learned.chosen.mask
+            return self.estimator.objective(self.paid(error, known, mask) * mask, learned)
+
+        return estimate
+
+    def paid(self, error: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+        """Of the ``(B, L)`` error and that of the copy; only the masked patches count."""
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class CopiedProgressMasking(CopiedMasking):
+    """Learning progress without critics: what the error was, less what it is."""
+
+    def paid(self, error: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+        return known - error
+
+
+@MODELS.register_module()
+class CopiedRegretMasking(CopiedMasking):
+    """Regret against the averaged copy, in the steps in which the copy is the better one."""
+
+    def paid(self, error: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+        better = masked_mean(known, mask) < masked_mean(error, mask)
+        return (error - known) * better
+
+
 RULER_RATIO, RULER_IMAGES = 0.5, 64
 ARMS = (0.25, 0.375, 0.5, 0.75)
 SEGMENTS = 50  # of a training, each with one ratio

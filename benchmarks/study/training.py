@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from mmpretrain.utils import register_all_modules
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import benchmarks.study.variance  # noqa: F401  (registers a strategy)
+import benchmarks.study.controls  # noqa: F401  (registers strategies)
 from benchmarks.study.data import Images
-from benchmarks.study.learning import ARMS, RegretMasking, RulerHook, held_out
+from benchmarks.study.learning import ARMS, CopiedMasking, RegretMasking, RulerHook, held_out
 from benchmarks.study.measures import step_flops
 from benchmarks.study.settings import PhotoRecipe, Setting, random_masks
 
@@ -243,9 +244,11 @@ def ruler_hook(images: Tensor, runner: Runner, setting: Setting, seed: int) -> R
 
 
 def attach(model: Any, images: Images, setting: Setting, seed: int) -> None:
-    """Give masks that ask a trained reference that reference: trained once, and kept in the folder
-    for temporary files.
+    """Give masks that ask a copy of the autoencoder that copy, and those that ask a trained
+    reference that reference: trained once, and kept in the folder for temporary files.
     """
+    if isinstance(model.masking, CopiedMasking):
+        model.masking.autoencoder = [model, deepcopy(model).train().requires_grad_(False)]
     if not isinstance(model.masking, RegretMasking):
         return
     wanted = random_masks(setting.recipe, 0.5)

@@ -67,6 +67,41 @@ def test_regret_is_0_where_the_autoencoder_is_its_reference_and_else_the_differe
     assert not any("reference" in name for name in model.state_dict())
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_copy_follows_slowly_and_is_compared_under_the_same_mask(sign):
+    """Progress is the copy's error less the own; regret the reverse, where the copy is better."""
+    model, images = built("CopiedProgressMasking" if sign == 1 else "CopiedRegretMasking")
+    masking, pixels = model.masking, images.centre()[:8]
+    setting = Setting("", RECIPE, dict(type=type(masking).__name__, **SIZE))
+    training.attach(model, images, setting, 0)
+    copy = masking.autoencoder[1]
+    before = {name: weight.clone() for name, weight in copy.named_parameters()}
+    with torch.no_grad():
+        for weight in (*model.backbone.parameters(), *model.neck.parameters()):
+            weight.mul_(1.5)
+    mask = masking(pixels)
+    for name, weight in copy.named_parameters():
+        if not name.startswith("masking"):
+            new = model.get_parameter(name)
+            assert torch.allclose(weight, 0.99 * before[name] + 0.01 * new, atol=1e-6), name
+    assert not any("autoencoder" in name for name in model.state_dict())
+
+    def error(of):
+        with torch.no_grad():
+            return of.error_under(mask.detach(), pixels, [])
+
+    for own in (error(model), 2 * error(copy), 0.5 * error(copy)):
+        given = []
+        masking.estimator.objective = lambda reward, learned, given=given: (
+            given.append(reward) or reward.sum() * 0
+        )
+        mask.learned.objective(own)
+        difference = (error(copy) - own) * mask.mask
+        if sign == -1:
+            difference = -difference * (difference.sum() < 0)
+        assert torch.allclose(given[0], difference, atol=1e-6)
+
+
 def test_progress_pays_for_an_error_that_falls_and_not_for_one_that_stays():
     model, images = built("ProgressMasking")
     masking, pixels = model.masking, images.centre()[:32]

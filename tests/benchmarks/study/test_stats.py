@@ -21,16 +21,17 @@ from amn_masking import AdversarialMasking, PatchMask
 from amn_masking.estimators import ESTIMATORS
 from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
+from benchmarks.study.controls import LeastVarianceMasking, NoiseMasking
+from benchmarks.study.data import load
 from benchmarks.study.evidence import write_details
 from benchmarks.study.experiments import CHOSEN, EQUAL_FLOPS, EQUAL_TIME, EXPERIMENTS, FOUND, report
 from benchmarks.study.learning_tables import write_learning
-from benchmarks.study.measures import lift, ranking_auc
+from benchmarks.study.measures import lift, patch_share, ranking_auc
 from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import RECIPES, USABLE, learned, random_masks, ratio_of
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.summary import CHART, write_summary
 from benchmarks.study.tables import write_all
-from benchmarks.study.variance import LeastVarianceMasking
 from tests.helpers.tables import narrow
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
@@ -277,3 +278,12 @@ def test_least_variance_masks_the_flattest_patches():
     images[0, 0, 2:, 2:] = torch.tensor([[0.0, 1], [1, 0]])
     masking = LeastVarianceMasking(mask_ratio=0.5, patch_size=2)
     assert masking(images).mask.tolist() == [[0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize(("hide", "least", "most"), [(True, 3, 4), (False, 0, 0.2)])
+def test_noise_is_hidden_first_or_last_and_the_rest_is_random(hide, least, most):
+    images = load("shapes", 0).train
+    mask = NoiseMasking(0.25, 9, hide=hide)(images.centre()).mask
+    noise, ink = (patch_share(images.centre(part), 9) for part in (images.noise, images.ink))
+    assert least < lift(mask, noise) < most
+    assert lift(mask, ink) == pytest.approx(1, abs=0.1)
