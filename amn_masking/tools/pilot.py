@@ -31,20 +31,19 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
-from torch.utils.flop_counter import FlopCounterMode
 
 from amn_masking.adapters.mmpretrain.mixin import MaskedMethod, images_of
 from amn_masking.adapters.mmpretrain.runner.pictures_hook import same_random_numbers
 from amn_masking.patches import masked_mean
-from amn_masking.strategies import RandomRatioMasking
 from amn_masking.tools.checkpoints import backbone_weights
+from amn_masking.tools.held_out import hold_out
 from amn_masking.tools.knn import evaluate, with_encoder
 from amn_masking.tools.pilot_results import Result, best, line_of, table
 from amn_masking.tools.short_run import short_run
+from amn_masking.tools.training_flops import training_flops
 
 RULER = dict(type="RandomMasking", mask_ratio=0.5)
 LEAST_ITERATIONS = 10
-FEW = 4  # images whose FLOPs are counted
 
 SHARE = dict(type="linear", start=1.0, end=0.5)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -99,11 +98,12 @@ class Pilot:
             )
         self.cfg, self.labels, self.folder = deepcopy(cfg), labels, Path(folder)
         self.settings = {name: dict(masking) for name, masking in settings.items()}
-        self.count, self.held = self._hold_out(images)
+        self.count, self.held = hold_out(self.cfg, images)
         self.kept = self.count - sum(len(images_of(batch["inputs"])) for batch in self.held)
         self.flops = {name: self._flops_of(name) for name in self.settings}
         self.rounds = max(1, math.ceil(math.log2(len(self.settings))))
-        whole = self._flops(self.cfg.model.get("masking")) * self._planned()
+        own = training_flops(self._build(self.cfg.model.get("masking")), self.held[0])
+        whole = own * self._planned()
         self.per_round = budget * whole / self.rounds
         dearest = max(self.flops.values()) * len(self.settings)
         if self.per_round < LEAST_ITERATIONS * dearest:
@@ -189,41 +189,6 @@ class Pilot:
                 count += len(images)
         return total / count
 
-    def _hold_out(self, images: int) -> tuple[int, list[Any]]:
-        """Take about so many images out of the training, and give the number of all, and these as
-        the training sees them, each cropped once for all runs.
-        """
-        loader = self.cfg.get("train_dataloader")
-        if not loader:
-            raise ValueError("expected a config of a training, with a train_dataloader, got none")
-        dataset = loader.dataset
-        with DefaultScope.overwrite_default_scope("mmpretrain"):
-            count = len(DATASETS.build(dataset))
-            if not 1 <= images <= count // 2:
-                raise ValueError(
-                    f"{images} images to hold out expected at most half of the training images, of "
-                    f"which there are {count}; set --images"
-                )
-            parts = max(2, round(count / images))
-            fold = dict(type="KFoldDataset", dataset=dataset, num_splits=parts, seed=0)
-            loader.dataset = fold
-            once = deepcopy(loader)
-            once.update(
-                num_workers=0, persistent_workers=False, drop_last=False,
-                sampler=dict(type="DefaultSampler", shuffle=False),
-                dataset={**fold, "test_mode": True},
-            )  # fmt: skip
-            for name in ("batch_sampler", "prefetch_factor"):
-                once.pop(name, None)
-            try:
-                with same_random_numbers(seed=0):
-                    return count, list(Runner.build_dataloader(once))
-            except (NotImplementedError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"a dataset of type {dataset.get('type')!r} cannot be split into images to "
-                    f"train on and to hold out ({error}); give the dataset within it"
-                ) from error
-
     def _epoch(self) -> int:
         """Iterations of an epoch."""
         loader = self.cfg.train_dataloader
@@ -239,32 +204,9 @@ class Pilot:
 
     def _flops_of(self, name: str) -> float:
         try:
-            return self._flops(self.settings[name])
+            return training_flops(self._build(self.settings[name]), self.held[0])
         except (ValueError, TypeError) as error:
             raise ValueError(f"the setting {name!r} does not suit this config: {error}") from error
-
-    def _flops(self, masking: Mapping[str, Any] | None) -> float:
-        """Of a training step, forward and backward, per image, by torch's counter; the mean over
-        the training where the ratio moves.
-        """
-        model = self._build(masking)
-        moving = False
-        if model.masking is not None:
-            for part in model.masking.modules():
-                for what, schedule in getattr(part, "schedules", {}).items():
-                    if schedule.moves and schedule.by != "progress":
-                        raise ValueError(
-                            f"its {what} has a schedule by={schedule.by!r}, which does not fit "
-                            "into a shorter run; say it by='progress'"
-                        )
-                    moving |= schedule.moves and what.endswith("ratio")
-                moving |= isinstance(part, RandomRatioMasking)
-        counts = []
-        for progress in (0.0, 0.25, 0.5, 0.75, 1.0) if moving else (0.0,):
-            if model.masking is not None:
-                model.masking.set_progress(progress)
-            counts.append(step_flops(model, self.held[0]))
-        return sum(counts) / len(counts)
 
     def _build(self, masking: Mapping[str, Any] | None) -> Any:
         config = deepcopy(self.cfg.model)
@@ -326,16 +268,6 @@ def masked_by(model: MaskedMethod, masking: Mapping[str, Any]) -> Iterator[None]
         yield
     finally:
         model.masking = own
-
-
-def step_flops(model: Any, batch: Any) -> float:
-    """FLOPs of a training step per image, on a few images of a batch."""
-    data = model.data_preprocessor(deepcopy(batch), True)
-    inputs, samples = data["inputs"], data["data_samples"]
-    views = [x[:FEW] for x in inputs] if isinstance(inputs, (list, tuple)) else inputs[:FEW]
-    with FlopCounterMode(display=False) as counter:
-        model.parse_losses(model.loss(views, samples[:FEW] if samples else samples))[0].backward()
-    return float(counter.get_total_flops()) / len(images_of(views))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.markdown import markdown_table
-from benchmarks.study.cifar_arms import CHOSEN, GPU, RATIOS
+from benchmarks.study.cifar_arms import CHOSEN, CPU, GPU, RATIOS
 from benchmarks.study.evidence import fill, mean, rows_of
 from benchmarks.study.figures import differences
 from benchmarks.study.stats import compare, holm
@@ -183,8 +183,29 @@ def masks(results: Path) -> list[str]:
     return markdown_table(["masks", "ratio", *names.values()], lines)
 
 
+def other_prices(results: Path) -> list[str]:
+    """On a CPU: at equal epochs and at equal time, beside random masks at 0.75."""
+    equal_epochs = rows_of(results, "cifar_cpu", "report", CPU.data)
+    stock = by_cell([row for row in equal_epochs if cell(row) == STOCK], "probe").get(STOCK, {})
+    lines = []
+    for words, rows in (
+        ("epochs", [row for row in equal_epochs if "progress" not in row["strategy"]]),
+        ("time", rows_of(results, "cifar_time", "report", CPU.data)),
+    ):
+        probe, knn, few = (by_cell(rows, name) for name in ("probe", "knn", "probe_10_percent"))
+        epochs = {cell(row): epochs_of(row) for row in rows}
+        for one in sorted(probe, key=lambda one: -float(mean(probe[one]))):
+            found = compare(probe[one], stock)
+            seeds = interval(found) if len(found.differences) > 1 else ""
+            less = ["", ""] if one == STOCK else [f"{found.mean:+.3f}", seeds]
+            numbers = [mean(values[one]) for values in (probe, knn, few)]
+            lines.append([words, *label(one), epochs[one], len(probe[one]), *numbers, *less])
+    head = ["equal", "masks", "ratio", "epochs", "n", "probe", "10-NN", "10 %"]
+    return markdown_table([*head, "probe less random 0.75's", "by seed"], lines)
+
+
 TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
     "lengths": lengths, "recipes": recipes, "tuning": tuning, "main": main_table,
-    "same": same_price,
+    "same": same_price, "prices": other_prices,
     "others": other_measures, "masks": masks,
 }  # fmt: skip
