@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.markdown import markdown_table
 from benchmarks.study.cifar_arms import CHOSEN as CIFAR_CHOSEN
-from benchmarks.study.cifar_arms import GPU
+from benchmarks.study.cifar_arms import CPU, GPU
 from benchmarks.study.evidence import best_free, fill, mean, price, rows_of
 from benchmarks.study.experiments import CHOSEN, PREDICTED, SEEN
 from benchmarks.study.figures import forest
@@ -21,6 +21,7 @@ from benchmarks.study.tables import Cell, by_cell, interval
 CHART = "images/evidence.png"
 SHARE = "adversarial, random share 1 to 0.5"
 STOCK: Cell = ("random", 0.75)
+LEARNING = ("rewarded by progress", "random, ratio by the ruler")  # docs/results/learning.md
 
 
 def write_summary(docs: Path, results: Path) -> None:
@@ -34,6 +35,22 @@ def write_summary(docs: Path, results: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """A line whose runs are of another experiment than its column's.
+
+    Attributes:
+        experiment, data: where the rows are.
+        strategy: its cell.
+        beside: the experiment of the random masks that it is compared with, and their cell.
+    """
+
+    experiment: str
+    data: str
+    strategy: Cell
+    beside: tuple[str, Cell]
+
+
+@dataclass(frozen=True)
 class Column:
     """A data set: what its strategies are, and what they are compared with.
 
@@ -42,7 +59,7 @@ class Column:
         experiment, data: where the rows are.
         strategies: what each line's strategy is called there.
         reference: random masks at their own best ratio.
-        beside_stock: lines of ``half_random``, beside random masks at 0.75.
+        apart: lines of other experiments.
     """
 
     words: str
@@ -50,7 +67,7 @@ class Column:
     data: str
     strategies: Mapping[str, Cell]
     reference: Cell
-    beside_stock: Mapping[str, Cell]
+    apart: Mapping[str, Apart]
 
 
 def columns(results: Path) -> tuple[Column, ...]:
@@ -58,7 +75,16 @@ def columns(results: Path) -> tuple[Column, ...]:
         return {words: (name, CHOSEN[data][name]) for words, name in names.items()}
 
     free = {data: best_free(results, data) or "block" for data in ("shapes", "digits")}
-    stock = {SHARE: (SHARE, 0.75)}
+
+    def apart(data: str) -> dict[str, Apart]:
+        random = "report", ("random", CHOSEN[data]["random"])
+        return {
+            SHARE: Apart("half_random", data, (SHARE, 0.75), ("half_random", STOCK)),
+            LEARNING[0]: Apart("learning_report", data, ("progress, inclusion", 0.5), random),
+            LEARNING[1]: Apart("learning_report", data, ("random, by ruler", 0.5), random),
+        }
+
+    progress = Apart("cifar_cpu", CPU.data, ("progress, inclusion", 0.75), ("cifar_cpu", STOCK))
     cifar = {
         SHARE: (SHARE, 0.75),
         "adversarial": ("adversarial", CIFAR_CHOSEN["adversarial"]),
@@ -77,21 +103,24 @@ def columns(results: Path) -> tuple[Column, ...]:
     digits["cooperative"] = ("cooperative, unweighted", CHOSEN["digits"]["cooperative"])
     digits["best free masks"] = (free["digits"], CHOSEN["digits"][free["digits"]])
     return (
-        Column("CIFAR-10", "cifar", GPU.data, cifar, ("random", CIFAR_CHOSEN["random"]), {}),
+        Column(
+            "CIFAR-10", "cifar", GPU.data, cifar, ("random", CIFAR_CHOSEN["random"]),
+            {LEARNING[0]: progress},
+        ),
         Column(
             "coloured shapes on texture", "flops", "shapes", shapes,
-            ("random", CHOSEN["shapes"]["random"]), stock,
+            ("random", CHOSEN["shapes"]["random"]), apart("shapes"),
         ),
         Column(
             "digits on black", "report", "digits", digits,
-            ("random", CHOSEN["digits"]["random"]), stock,
+            ("random", CHOSEN["digits"]["random"]), apart("digits"),
         ),
     )  # fmt: skip
 
 
 LINES = (
     SHARE, "adversarial", "adversarial at 0.75", "cooperative", "curriculum", "hard patches",
-    "best free masks", "seen 0.25, predicted 0.25, learned", "oracle",
+    "best free masks", "seen 0.25, predicted 0.25, learned", *LEARNING, "oracle",
 )  # fmt: skip
 
 
@@ -103,10 +132,14 @@ def found(results: Path, column: Column) -> dict[str, tuple[Cell, Comparison]]:
         for words, one in column.strategies.items()
         if one in probe
     }
-    probe = by_cell(rows_of(results, "half_random", "report", column.data), "probe")
-    for words, one in column.beside_stock.items():
-        if one in probe:
-            lines[words] = one, compare(probe[one], probe[STOCK])
+    for words, line in column.apart.items():
+        experiment, other = line.beside
+        own, theirs = (
+            by_cell(rows_of(results, name, "report", line.data), "probe")
+            for name in (line.experiment, experiment)
+        )
+        if line.strategy in own and other in theirs:
+            lines[words] = line.strategy, compare(own[line.strategy], theirs[other])
     return lines
 
 
@@ -122,7 +155,8 @@ def summary(results: Path) -> list[str]:
                 continue
             (name, ratio), difference = cells[words]
             text = f"{difference.mean:+.3f} ({interval(difference).strip('()')})"
-            text += f", ratio {ratio:g}, n = {len(difference.differences)}"
+            text += "" if words == LEARNING[1] else f", ratio {ratio:g}"
+            text += f", n = {len(difference.differences)}"
             kind = name.removeprefix(f"{words}, ")
             named = words == "best free masks" or kind != name
             texts.append(f"{text} ({kind})" if named else text)
