@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import assume_constant_result
 
 from amn_masking.checks import is_compiling
 from amn_masking.schedules import Schedule
@@ -18,6 +19,17 @@ STEPS = 100
 STEPS_TO_MOVE = 1000
 
 
+@assume_constant_result  # runs while the step is compiled, and leaves no graph break
+def never_told(names: str) -> None:
+    """Warn of schedules that stand still: compiled code cannot count the masks."""
+    warnings.warn(
+        f"{names} has a schedule, but set_progress was not called before the step was compiled; "
+        "without it the schedule stays at its start. Call masking.set_progress(step / steps) in "
+        "every step, before the forward pass",
+        stacklevel=2,
+    )
+
+
 class TrainingWatch:
     """Looks once at the first batch, and at the training after ``STEPS`` training masks, at its
     weights after ``STEPS_TO_MOVE``.
@@ -25,7 +37,7 @@ class TrainingWatch:
     Masks at strength 0, from which there is nothing to learn, are not counted. It counts on the
     host, notes on the device whether a gradient came, and compares weights only where nothing else
     says that they moved: after the first batch it waits for the device once. Under
-    ``torch.compile`` it rests.
+    ``torch.compile`` it rests, but for schedules of which nobody said how far the training is.
 
     Attributes:
         asked: whether the network ever scored an image.
@@ -97,10 +109,12 @@ class TrainingWatch:
 
     def made(self, schedules: Mapping[str, Schedule]) -> None:
         """A training mask was made, under these schedules."""
+        moves = [name for name, schedule in schedules.items() if schedule.moves]
         if is_compiling():
+            if moves and not self.scheduled:
+                never_told(", ".join(moves))
             return
         self.masks += 1
-        moves = [name for name, schedule in schedules.items() if schedule.moves]
         if self.masks == STEPS and moves and not self.scheduled:
             warnings.warn(
                 f"{', '.join(moves)} has a schedule, but set_progress was never called in {STEPS} "

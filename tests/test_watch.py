@@ -260,3 +260,21 @@ def test_under_compile_it_rests():
         compiled(torch.randn(2, 3, 8, 8))
     assert masks.watch.masks == 0
     assert not masks.watch.looked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["before", "after", "never", "nothing to tell"])
+def test_a_schedule_that_nobody_moves_is_told_of_as_the_step_is_compiled(told):
+    torch._dynamo.reset()
+    share = 0.0 if told == "nothing to tell" else dict(start=1.0, end=0.5)
+    masks = AdversarialMasking(0.5, SIDE, network=dict(channels=4), random_share=share)
+    compiled = torch.compile(lambda images: masks(images).mask, backend="eager", fullgraph=True)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for step in range(4):
+            if told == "before" or (told == "after" and step):
+                masks.set_progress(step / 4)
+            compiled(torch.randn(2, 3, 8, 8))
+    texts = [str(one.message) for one in found if "set_progress" in str(one.message)]
+    assert len(texts) == (told in ("after", "never")), texts
+    assert all(text.startswith("random_share has a schedule, but set_progress") for text in texts)
