@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.markdown import markdown_table
-from benchmarks.study.cifar_arms import CHOSEN, CPU, GPU, RATIOS
+from benchmarks.study.cifar_arms import CHOSEN, CPU, GPU, RATIOS, SHORT_CPU, arms, step_flops
 from benchmarks.study.evidence import fill, mean, rows_of
 from benchmarks.study.figures import differences
 from benchmarks.study.stats import compare, holm
 from benchmarks.study.store import Row
-from benchmarks.study.tables import Cell, by_cell, cell, interval, label
+from benchmarks.study.tables import Cell, by_cell, cell, difference, interval, label
 
 STOCK: Cell = ("random", 0.75)
 OTHERS = {
-    "knn": "10-NN", "finetune": "fine-tune", "probe_1_percent": "1 %", "probe_10_percent": "10 %",
+    "knn": "20-NN", "finetune": "fine-tune", "probe_1_percent": "1 %", "probe_10_percent": "10 %",
     "probe_noise": "noise", "probe_blur": "blur", "probe_contrast": "contrast",
     "probe_jpeg": "JPEG", "probe_occluded": "occluded",
 }  # fmt: skip
@@ -62,7 +63,7 @@ def lengths(results: Path) -> list[str]:
     """The baselines, and random masks at 0.75 for half, all and twice the epochs."""
     rows = rows_of(results, "cifar_lengths", "report", GPU.data)
     rows += [row for row in report(results) if cell(row) == STOCK]
-    metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune", "probe_1_percent": "1 %"}
+    metrics = {"probe": "probe", "knn": "20-NN", "finetune": "fine-tune", "probe_1_percent": "1 %"}
     values = {metric: by_cell(rows, metric) for metric in metrics}
     trained = {cell(row): epochs_of(row) for row in rows if json.loads(row["settings"])["masking"]}
     lines = []
@@ -183,29 +184,60 @@ def masks(results: Path) -> list[str]:
     return markdown_table(["masks", "ratio", *names.values()], lines)
 
 
+def small_lengths(results: Path) -> list[str]:
+    """The baselines of the smaller recipe."""
+    rows = rows_of(results, "cifar_cpu", "report", CPU.data)
+    metrics = {"probe": "probe", "knn": "20-NN", "probe_1_percent": "1 %"}
+    values = {metric: by_cell(rows, metric) for metric in metrics}
+    lines = [
+        [*label(one), len(values["probe"][one]), *(mean(values[m].get(one)) for m in metrics)]
+        for one in (("untrained", None), ("pixels", None), STOCK)
+        if one in values["probe"]
+    ]
+    return markdown_table(["encoder", "ratio", "n", *metrics.values()], lines)
+
+
 def other_prices(results: Path) -> list[str]:
-    """On a CPU: at equal epochs and at equal time, beside random masks at 0.75."""
-    equal_epochs = rows_of(results, "cifar_cpu", "report", CPU.data)
-    stock = by_cell([row for row in equal_epochs if cell(row) == STOCK], "probe").get(STOCK, {})
+    """On a CPU: what costs more than random masks at 0.75, or as much time."""
+    rows = [
+        row
+        for name in ("cifar_cpu", "cifar_time")
+        for row in rows_of(results, name, "report", CPU.data)
+        if cell(row)[1] is not None and "progress" not in row["strategy"]
+    ]
+    probes: dict[tuple[Cell, int], dict[int, float]] = {}
+    for row in rows:
+        by_seed = probes.setdefault((cell(row), epochs_of(row)), {})
+        by_seed[int(row["seed"])] = float(row["probe"])
+    stock = probes.get((STOCK, SHORT_CPU.epochs), {})
+    steps = times_of_steps(results)
     lines = []
-    for words, rows in (
-        ("epochs", [row for row in equal_epochs if "progress" not in row["strategy"]]),
-        ("time", rows_of(results, "cifar_time", "report", CPU.data)),
-    ):
-        probe, knn, few = (by_cell(rows, name) for name in ("probe", "knn", "probe_10_percent"))
-        epochs = {cell(row): epochs_of(row) for row in rows}
-        for one in sorted(probe, key=lambda one: -float(mean(probe[one]))):
-            found = compare(probe[one], stock)
-            seeds = interval(found) if len(found.differences) > 1 else ""
-            less = ["", ""] if one == STOCK else [f"{found.mean:+.3f}", seeds]
-            numbers = [mean(values[one]) for values in (probe, knn, few)]
-            lines.append([words, *label(one), epochs[one], len(probe[one]), *numbers, *less])
-    head = ["equal", "masks", "ratio", "epochs", "n", "probe", "10-NN", "10 %"]
-    return markdown_table([*head, "probe less random 0.75's", "by seed"], lines)
+    for (one, epochs), probe in sorted(probes.items(), key=lambda item: item[0]):
+        if not set(probe) & set(stock):
+            continue
+        share = epochs / SHORT_CPU.epochs
+        flops = step_flops(arms(SHORT_CPU, one[1])[one[0]]) * share
+        time = f"{steps[one] * share:.2f}" if one in steps else ""
+        texts = []
+        for other in (STOCK, ("random", one[1])):
+            reference = probes.get((other, SHORT_CPU.epochs if other == STOCK else epochs), {})
+            texts.append("" if one == other else difference(probe, reference))
+        if one[1] == STOCK[1]:
+            texts[1] = ""  # the same again
+        lines.append([*label(one), epochs, f"{flops:.2f}", time, len(probe), mean(probe), *texts])
+    head = ["masks", "ratio", "epochs", "FLOPs", "time", "n", "probe"]
+    return markdown_table([*head, "less random 0.75's", "less random's, same ratio"], lines)
+
+
+def times_of_steps(results: Path) -> dict[Cell, float]:
+    """A step's time over that of random masks at 0.75, as it was measured."""
+    with (results / "study_steps.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["data"] == CPU.data]
+    return {cell(row): float(row["step_ratio"]) for row in rows}
 
 
 TABLES: dict[str, Callable[[Path], Sequence[str]]] = {
     "lengths": lengths, "recipes": recipes, "tuning": tuning, "main": main_table,
-    "same": same_price, "prices": other_prices,
+    "same": same_price, "small": small_lengths, "prices": other_prices,
     "others": other_measures, "masks": masks,
 }  # fmt: skip

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from mmpretrain.registry import MODELS
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from amn_masking.patches import patchify, pool_to_patches
 from amn_masking.strategies.ranked import RankedMasking
 
-NOISY = 0.25  # of the roughest patch's roughness: a quarter of a patch of noise, beside none
+SQUARE = 9  # side of the shapes' noise, in pixels
+NOISY = 0.1  # of a patch: with less noise than that it counts as one without
 
 
 @MODELS.register_module()
@@ -24,6 +26,8 @@ class LeastVarianceMasking(RankedMasking):
 @MODELS.register_module()
 class NoiseMasking(RankedMasking):
     """Masks the patches with noise before the others, or after them; among themselves at random.
+
+    For pictures with one square of noise, of which a crop may have cut a part off.
 
     Args:
         mask_ratio, patch_size: as in :class:`RankedMasking`.
@@ -42,14 +46,18 @@ class NoiseMasking(RankedMasking):
     def priorities(self, images: Tensor, num_masked: int, generator: Generator | None) -> Tensor:
         """In [0, 1) where there is noise, if it is to be hidden, and below 0 elsewhere; ``(B, L)``.
 
-        Neighbouring pixels of noise do not go together: their difference's mean square over a patch
-        is its roughness.
+        The pixels of noise do not go with their neighbours: the square is where the differences
+        are largest in all.
         """
         rough = torch.zeros_like(images[:, :1])
         for dim in (-2, -1):
             rough += (images - images.roll(1, dim)).square().mean(1, keepdim=True)
         rough[..., 0, :] = rough[..., :, 0] = 0.0  # their neighbours are of the other border
-        rough = pool_to_patches(rough, self.grid(images))
-        noisy = rough > NOISY * rough.amax(1, keepdim=True)
-        chance = torch.rand(rough.shape, generator=generator, device=images.device)
+        # Of the square a crop may have left four pixels: windows reach over the border.
+        inside = F.avg_pool2d(rough, SQUARE, 1, padding=SQUARE // 2)
+        size = inside.shape[-2:]
+        top = F.one_hot(inside.flatten(1).argmax(1), size.numel()).float().unflatten(1, (1, *size))
+        square = F.max_pool2d(top, SQUARE, 1, padding=SQUARE // 2)
+        noisy = pool_to_patches(square, self.grid(images)) > NOISY
+        chance = torch.rand(noisy.shape, generator=generator, device=images.device)
         return chance - (noisy != self.hide).float()

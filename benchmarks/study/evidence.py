@@ -91,7 +91,7 @@ def counted(counts: Collection[int], split: str) -> str:
 
 def recipe(results: Path) -> list[str]:
     """Which recipes are usable."""
-    metrics = {"probe": "probe", "knn": "10-NN", "finetune": "fine-tune"}
+    metrics = {"probe": "probe", "knn": "20-NN", "finetune": "fine-tune"}
     lines = []
     for data in SETS:
         rows = [r for name in ("recipe", "tried") for r in rows_of(results, name, "tune", data)]

@@ -23,7 +23,8 @@ from amn_masking.strategies.adversarial import AdversarialMasking
 from benchmarks.study import measures
 from benchmarks.study.data import Images
 
-SLOW = 0.99  # of the averaged critic: what it expects is about a hundred steps old
+SLOW = 0.99  # of averages: of about a hundred steps
+LAG = 100  # steps
 
 
 class RewardedMasking(AdversarialMasking):
@@ -133,21 +134,25 @@ class RegretMasking(RewardedMasking):
 
 
 class CopiedMasking(RewardedMasking):
-    """Compares the error with that of an averaged copy of the autoencoder, under the same mask; the
-    copy is what the autoencoder was about a hundred steps ago, and asked at every step.
+    """Compares the error with that of a copy of the autoencoder under the same mask, at every step;
+    ``training.attach`` gives both.
     """
 
     autoencoder: list[Any]  # one model and its copy; in a list they are not parts of this one
 
-    def rewarded(
-        self, images: Tensor, patch_mask: PatchMask
-    ) -> Callable[[Tensor, LearnedMask], Tensor]:
-        now, copy = (
+    def weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of the copy and of the autoencoder, without their masks'."""
+        own, copy = (
             [p for name, p in model.named_parameters() if not name.startswith("masking")]
             for model in self.autoencoder
         )
+        return copy, own
+
+    def rewarded(
+        self, images: Tensor, patch_mask: PatchMask
+    ) -> Callable[[Tensor, LearnedMask], Tensor]:
         with torch.no_grad():
-            torch._foreach_lerp_(copy, now, 1 - SLOW)
+            self.follow()
             known = self.autoencoder[1].error_under(patch_mask.detach(), images, [])
 
         def estimate(error: Tensor, learned: LearnedMask) -> Tensor:
@@ -156,26 +161,52 @@ class CopiedMasking(RewardedMasking):
 
         return estimate
 
+    def follow(self) -> None:
+        """Let the copy follow the autoencoder, before a step."""
+        raise NotImplementedError
+
     def paid(self, error: Tensor, known: Tensor, mask: Tensor) -> Tensor:
-        """Of the ``(B, L)`` error and that of the copy; only the masked patches count."""
+        """The reward, of the ``(B, L)`` error and that of the copy; masked patches count."""
         raise NotImplementedError
 
 
 @MODELS.register_module()
-class CopiedProgressMasking(CopiedMasking):
-    """Learning progress without critics: what the error was, less what it is."""
+class SnapshotProgressMasking(CopiedMasking):
+    """Learning progress without critics: what a snapshot's error is, less what the error is. The
+    snapshot is between ``LAG`` and twice ``LAG`` steps old; before it is, nothing is paid.
+    """
+
+    def prepare(self) -> None:
+        self.steps = 0
+        self.next: list[Tensor] = []
+
+    def follow(self) -> None:
+        copy, own = self.weights()
+        if self.steps % LAG == 0:
+            torch._foreach_copy_(copy, self.next or own)
+            self.next = [p.detach().clone() for p in own]
+        self.steps += 1
 
     def paid(self, error: Tensor, known: Tensor, mask: Tensor) -> Tensor:
-        return known - error
+        return (known - error) * (self.steps > LAG)
 
 
 @MODELS.register_module()
-class CopiedRegretMasking(CopiedMasking):
-    """Regret against the averaged copy, in the steps in which the copy is the better one."""
+class AveragedRegretMasking(CopiedMasking):
+    """Regret against an averaged copy of the autoencoder, paid once it has been the better one of
+    the two, in the mean of about a hundred steps.
+    """
+
+    def prepare(self) -> None:
+        self.lead: Tensor | float = 0.0
+
+    def follow(self) -> None:
+        torch._foreach_lerp_(*self.weights(), 1 - SLOW)
 
     def paid(self, error: Tensor, known: Tensor, mask: Tensor) -> Tensor:
-        better = masked_mean(known, mask) < masked_mean(error, mask)
-        return (error - known) * better
+        lead = masked_mean(error.detach(), mask) - masked_mean(known, mask)
+        self.lead = SLOW * self.lead + (1 - SLOW) * lead
+        return (error - known) * (self.lead > 0)
 
 
 RULER_RATIO, RULER_IMAGES = 0.5, 64

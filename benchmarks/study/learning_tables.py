@@ -9,24 +9,23 @@ import numpy as np
 
 from benchmarks.markdown import markdown_table
 from benchmarks.study.cifar_arms import CPU
-from benchmarks.study.evidence import fill, rows_of
+from benchmarks.study.evidence import fill, mean, rows_of
 from benchmarks.study.experiments import CHOSEN, PILOTED
 from benchmarks.study.settings import USABLE
-from benchmarks.study.stats import compare
 from benchmarks.study.store import Row
-from benchmarks.study.tables import Cell, by_cell, cell, interval, label, spread
+from benchmarks.study.tables import Cell, by_cell, cell, difference, label, spread
 
 FIXED: tuple[Cell, ...] = tuple(("random", ratio) for ratio in (0.375, 0.5, 0.75))
 STOCK: Cell = ("random", 0.75)
 PROGRESS: Cell = ("progress, inclusion", 0.75)
-# The best setting of each data set that the study knows, docs/evidence.md.
+# Of the learned masks that the report has: on tuning seeds the best, docs/results/study.md.
 BEST_FIXED: dict[str, Cell] = {
-    "shapes": ("adversarial", CHOSEN["shapes"]["adversarial"]),
-    "digits": ("cooperative, unweighted", CHOSEN["digits"]["cooperative"]),
+    data: (name, CHOSEN[data][name])
+    for data, name in (("shapes", "adversarial"), ("digits", "cooperative"))
 }
 # How a pilot may choose: the column of its short trainings, and whether more is better.
 MEASURES: dict[str, tuple[str, int]] = {
-    "ruler": ("error_random_0.5", -1), "10-NN": ("knn", 1), "linear probe": ("probe", 1),
+    "ruler": ("error_random_0.5", -1), "20-NN": ("knn", 1), "linear probe": ("probe", 1),
 }  # fmt: skip
 
 
@@ -61,58 +60,55 @@ def on_cifar(results: Path) -> Sequence[str]:
 
 def beside_random(rows: Sequence[Row]) -> Sequence[str]:
     """The cells of these rows, the best first, beside the best random masks among them."""
-    if not rows:
+    if not any(row["strategy"] == "random" for row in rows):
         return ["Not run yet."]
     columns = {
         "adversarial_gain": "gain", "foreground_lift": "foreground lift",
-        "noise_lift": "noise lift", "cpu_seconds": "CPU seconds",
+        "noise_lift": "noise lift",
     }  # fmt: skip
     probe, knn = by_cell(rows, "probe"), by_cell(rows, "knn")
     others = {column: by_cell(rows, column) for column in columns}
     others = {column: values for column, values in others.items() if values}
     random = {one: values for one, values in probe.items() if one[0] == "random"}
     best = max(random, key=lambda one: mean_of(random[one]))
+    flops = {one: mean_of(values) for one, values in by_cell(rows, "flops_step").items()}
     lines = []
     for one in sorted(probe, key=lambda one: -mean_of(probe[one])):
-        difference = compare(probe[one], probe[best])
-        less = "" if one == best else f"{difference.mean:+.3f}"
-        if less and len(difference.differences) > 1:
-            less += f" {interval(difference)}"
+        less = "" if one == best else difference(probe[one], probe[best])
         numbers = [spread(list(values.get(one, {}).values())) for values in others.values()]
         values = [spread(list(found[one].values())) for found in (probe, knn)]
         name, ratio = label(one)
-        if "ruler" in name:
-            ratios = by_cell(rows, "mask_ratio").get(one, {})
-            ratio = f"{spread(list(ratios.values()))} on average"
-        lines.append([name, ratio, len(probe[one]), *values, less, *numbers])
+        if one[1] is None:
+            ratio = f"{mean(by_cell(rows, 'mask_ratio').get(one))} on average"
+        price = f"{flops[one] / flops[best]:.2f}"
+        lines.append([name, ratio, price, len(probe[one]), *values, less, *numbers])
     head = [
-        "masks", "ratio", "seeds", "linear probe", "10-NN", "less the best random masks'",
-        *(columns[column] for column in others),
+        "masks", "ratio", "FLOPs of a step", "seeds", "linear probe", "20-NN",
+        "less the best random masks'", *(columns[column] for column in others),
     ]  # fmt: skip
     return markdown_table(head, lines)
 
 
 def reported(results: Path) -> Sequence[str]:
-    """Of report seeds: what set itself, beside random masks at their best ratio and beside the best
-    fixed setting, both chosen on tuning seeds.
+    """Of report seeds: what sets itself, beside random masks at their best ratio and beside the
+    learned setting that was the best on tuning seeds.
     """
     lines = []
-    for data, fixed in BEST_FIXED.items():
-        found = by_cell(rows_of(results, "learning_report", "report", data), "probe")
-        known = by_cell(rows_of(results, "report", "report", data), "probe")
+    for data in USABLE:
+        rows = rows_of(results, "learning_report", "report", data)
+        others = rows_of(results, "report", "report", data)
+        found, known = by_cell(rows, "probe"), by_cell(others, "probe")
+        own, flops = by_cell(rows, "flops_step"), by_cell(others, "flops_step")
         random: Cell = ("random", CHOSEN[data]["random"])
         for one in found:
-            texts = []
-            for other in (random, fixed):
-                difference = compare(found[one], known[other])
-                texts.append(f"{difference.mean:+.3f} {interval(difference)}")
-            ratio = "" if "ruler" in one[0] else label(one)[1]
-            count = len(set(found[one]) & set(known[random]))
-            lines.append([data, one[0], ratio, count, spread(list(found[one].values())), *texts])
+            price = mean_of(own[one]) / mean_of(flops[random])
+            texts = [difference(found[one], known[other]) for other in (random, BEST_FIXED[data])]
+            values = list(found[one].values())
+            lines.append([data, *label(one), f"{price:.2f}", len(values), spread(values), *texts])
     if not lines:
         return ["Not run yet."]
-    head = ["images", "masks", "ratio", "n", "linear probe", "less random", "less the best fixed"]
-    return markdown_table(head, lines)
+    head = ["images", "masks", "ratio", "FLOPs", "n", "linear probe", "less random masks'"]
+    return markdown_table([*head, "less the best fixed setting's"], lines)
 
 
 def whole_probe(results: Path, data: str) -> dict[Cell, float]:

@@ -70,12 +70,12 @@ USABLE = ("digits", "shapes")  # where a random-mask MAE beats raw pixels and th
 
 def ratio_of(masking: Mapping[str, Any] | None) -> float | None:
     """The share that a strategy's config, or that of the one that it wraps, predicts: its mask
-    ratio unless it says another. None without, and where the counts are free, so that it is only
-    where they begin.
+    ratio unless it says another. None without, and where the counts are free or the ruler moves
+    them, so that it is only where they begin.
     """
-    while masking is not None and "masking" in masking:
+    while masking is not None and "masking" in masking and masking["type"] != "RulerMasking":
         masking = masking["masking"]
-    if masking is None or "threshold" in masking:
+    if masking is None or "threshold" in masking or masking["type"] == "RulerMasking":
         return None
     return masking.get("prediction_ratio", masking.get("mask_ratio"))
 

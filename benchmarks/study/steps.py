@@ -38,10 +38,10 @@ def measure(settings: Sequence[Setting], rounds: int = ROUNDS) -> list[dict[str,
     torch.set_num_threads(1)
     quiet()
     recipe = settings[0].recipe
-    images = data_of(recipe, 0).train.centre()[: recipe.batch]
+    images = data_of(recipe, 0).train.centre()[: recipe.batch].cpu()
     models = [training.build(setting, 0).train() for setting in settings]
     for model in models:
-        model.masking.set_progress(1.0)  # a random share of 1 at first would save the network
+        model.masking.set_progress(1.0)  # the end of a random share, so that nothing is saved
     flops = [encoder_flops(setting, images) for setting in settings]
     steps = [step_of(model, images, amp=False, compiled=False, state={}) for model in models]
     times: list[list[float]] = [[] for _ in steps]

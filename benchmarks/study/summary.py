@@ -81,7 +81,7 @@ def columns(results: Path) -> tuple[Column, ...]:
         return {
             SHARE: Apart("half_random", data, (SHARE, 0.75), ("half_random", STOCK)),
             LEARNING[0]: Apart("learning_report", data, ("progress, inclusion", 0.5), random),
-            LEARNING[1]: Apart("learning_report", data, ("random, by ruler", 0.5), random),
+            LEARNING[1]: Apart("learning_report", data, ("random, by ruler", None), random),
         }
 
     progress = Apart("cifar_cpu", CPU.data, ("progress, inclusion", 0.75), ("cifar_cpu", STOCK))
@@ -138,8 +138,9 @@ def found(results: Path, column: Column) -> dict[str, tuple[Cell, Comparison]]:
             by_cell(rows_of(results, name, "report", line.data), "probe")
             for name in (line.experiment, experiment)
         )
-        if line.strategy in own and other in theirs:
-            lines[words] = line.strategy, compare(own[line.strategy], theirs[other])
+        ours, reference = own.get(line.strategy, {}), theirs.get(other, {})
+        if set(ours) & set(reference):
+            lines[words] = line.strategy, compare(ours, reference)
     return lines
 
 
@@ -149,16 +150,18 @@ def summary(results: Path) -> list[str]:
     lines = []
     for words in LINES:
         texts = []
-        for cells in by_column:
+        for column, cells in zip(columns(results), by_column, strict=True):
             if words not in cells:
                 texts.append("")
                 continue
             (name, ratio), difference = cells[words]
             text = f"{difference.mean:+.3f} ({interval(difference).strip('()')})"
-            text += "" if words == LEARNING[1] else f", ratio {ratio:g}"
+            text += "" if ratio is None else f", ratio {ratio:g}"
             text += f", n = {len(difference.differences)}"
             kind = name.removeprefix(f"{words}, ")
             named = words == "best free masks" or kind != name
+            if words in column.apart and column.apart[words].data != column.data:
+                named, kind = True, "smaller recipe"
             texts.append(f"{text} ({kind})" if named else text)
         lines.append([words, *texts])
     return markdown_table(["masks", *(column.words for column in columns(results))], lines)

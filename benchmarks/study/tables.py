@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +215,7 @@ def search_section(rows: Sequence[Row]) -> list[str]:
                 *(spread([float(row[name]) for row in trial]) for name in ("probe", "knn")),
                 spread(differences) if trial is not random else "",
             ])  # fmt: skip
-        lines += markdown_table(["trial", "seeds", "probe", "10-NN", "worth less random's"], cells)
+        lines += markdown_table(["trial", "seeds", "probe", "20-NN", "worth less random's"], cells)
     return lines
 
 
@@ -225,10 +225,20 @@ def label(one: Cell) -> tuple[str, str]:
 
 
 def interval(comparison: Comparison) -> str:
+    if len(comparison.differences) == 1:
+        return "(one seed)"
     if np.isnan(comparison.low):
         least, most = min(comparison.differences), max(comparison.differences)
         return f"({least:+.3f} to {most:+.3f} by seed)"
     return f"{comparison.low:+.3f} to {comparison.high:+.3f}"
+
+
+def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> str:
+    """Of values by seed: its mean, and its interval or range; nothing without a common seed."""
+    if not set(values) & set(reference):
+        return ""
+    found = compare(values, reference)
+    return f"{found.mean:+.3f} ({interval(found).strip('()')})"
 
 
 def spread(numbers: Sequence[float]) -> str:

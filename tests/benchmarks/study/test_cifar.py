@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.study import cifar, classifiers, corruptions, measures, store, training
+from benchmarks.study import cifar, classifiers, corruptions, measures, steps, store, training
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.cifar_arms import (
     CHOSEN,
@@ -23,6 +21,8 @@ from benchmarks.study.cifar_arms import (
     EQUAL_TIME,
     GPU,
     RATIOS,
+    SHARE,
+    SHORT_CPU,
     TUNED,
     arms,
     at_equal_flops,
@@ -157,9 +157,9 @@ def test_strengths_of_the_corruptions():
     grey = np.full((50, 32, 32, 3), 128, np.uint8)
     rng = np.random.default_rng(0)
     assert corruptions.noise(grey, rng).std() == pytest.approx(25.5, rel=0.01)
-    steps = np.tile(np.array([60, 180], np.uint8), 16)[None, :, None, None].repeat(32, 2)
-    steps = steps.repeat(3, 3)
-    assert np.ptp(corruptions.contrast(steps, rng)) == round(0.3 * 120)
+    stripes = np.tile(np.array([60, 180], np.uint8), 16)[None, :, None, None].repeat(32, 2)
+    stripes = stripes.repeat(3, 3)
+    assert np.ptp(corruptions.contrast(stripes, rng)) == round(0.3 * 120)
     dark = np.zeros((5, 32, 32, 3), np.uint8)
     dark[:, :2] = 128
     hidden = corruptions.occluded(dark, rng) != dark
@@ -238,18 +238,19 @@ def test_ratios_are_those_that_the_tuning_seeds_like_best():
     assert best[0] == f"random, lr {GPU.lr:g}"
 
 
-def test_whole_epochs_fit_into_the_time_that_random_masks_take():
+def test_epochs_at_equal_time_are_those_of_the_committed_measurement():
     with (RESULTS / "study_steps.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["data"] == CPU.data]
     assert [row["settings"] for row in rows] == [setting.to_json() for setting in timed()]
-    assert float(rows[0]["step_ratio"]) == 1
-    for row in rows[1:]:
-        epochs = json.loads(row["settings"])["recipe"]["epochs"]
-        assert EQUAL_TIME[row["strategy"]] == math.floor(epochs / float(row["step_ratio"]))
+    nearest = {row["strategy"]: steps.epochs(row, "step_ratio") for row in rows}
+    assert nearest.pop("random") == nearest.pop(SHARE) == SHORT_CPU.epochs
+    assert nearest == {name: one for name, one in EQUAL_TIME.items() if name != SHARE}
+    assert EQUAL_TIME[SHARE] == SHORT_CPU.epochs - 1
 
 
 def test_every_row_is_of_a_setting_and_none_is_tuned_on_report_seeds():
-    for name in ("cifar", "cifar_tuning", "cifar_recipe", "cifar_lengths"):
+    names = ("cifar", "cifar_tuning", "cifar_recipe", "cifar_lengths", "cifar_cpu", "cifar_time")
+    for name in names:
         known = {setting.to_json() for setting in EXPERIMENTS[name]()}
         rows = store.read(RESULTS / f"study_{name}.csv")
         assert rows

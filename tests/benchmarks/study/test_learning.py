@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 from benchmarks.study import store, training
 from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS
-from benchmarks.study.learning import ARMS, RULER_IMAGES, Bandit, RegretMasking, held_out
+from benchmarks.study.learning import ARMS, LAG, RULER_IMAGES, Bandit, RegretMasking, held_out
 from benchmarks.study.settings import RECIPES, Setting, random_masks
 
 RECIPE = RECIPES["digits8"]
@@ -67,39 +67,57 @@ def test_regret_is_0_where_the_autoencoder_is_its_reference_and_else_the_differe
     assert not any("reference" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_copy_follows_slowly_and_is_compared_under_the_same_mask(sign):
-    """Progress is the copy's error less the own; regret the reverse, where the copy is better."""
-    model, images = built("CopiedProgressMasking" if sign == 1 else "CopiedRegretMasking")
-    masking, pixels = model.masking, images.centre()[:8]
-    setting = Setting("", RECIPE, dict(type=type(masking).__name__, **SIZE))
-    training.attach(model, images, setting, 0)
-    copy = masking.autoencoder[1]
-    before = {name: weight.clone() for name, weight in copy.named_parameters()}
-    with torch.no_grad():
-        for weight in (*model.backbone.parameters(), *model.neck.parameters()):
-            weight.mul_(1.5)
-    mask = masking(pixels)
-    for name, weight in copy.named_parameters():
-        if not name.startswith("masking"):
-            new = model.get_parameter(name)
-            assert torch.allclose(weight, 0.99 * before[name] + 0.01 * new, atol=1e-6), name
+def attached(kind):
+    """A model whose masks ask a copy, and that copy."""
+    model, images = built(kind)
+    training.attach(model, images, Setting("", RECIPE, dict(type=kind, **SIZE)), 0)
     assert not any("autoencoder" in name for name in model.state_dict())
+    return model, model.masking.autoencoder[1], images.centre()[:8]
 
-    def error(of):
+
+def weight_of(model):
+    return model.backbone.layers[0].attn.qkv.weight
+
+
+def errors(of, pixels):
+    def error(mask):
         with torch.no_grad():
             return of.error_under(mask.detach(), pixels, [])
 
-    for own in (error(model), 2 * error(copy), 0.5 * error(copy)):
-        given = []
-        masking.estimator.objective = lambda reward, learned, given=given: (
-            given.append(reward) or reward.sum() * 0
+    return error
+
+
+def test_a_snapshot_is_one_to_two_lags_old_and_pays_its_error_less_the_own():
+    model, copy, pixels = attached("SnapshotProgressMasking")
+    for step in range(3 * LAG + 10):
+        with torch.no_grad():
+            weight_of(model).fill_(0.001 * step)
+        model.masking.follow()
+        begun = LAG * (step // LAG - 1)
+        assert float(weight_of(copy)[0, 0]) == pytest.approx(0.001 * max(0, begun)), step
+        if step in (5, LAG + 5):
+            reward, mask = reward_of(model.masking, pixels, errors(model, pixels))
+            model.masking.steps -= 1  # the mask was made by one more step
+            paid = errors(copy, pixels)(mask) - errors(model, pixels)(mask)
+            assert torch.allclose(reward, paid * mask.mask * (step > LAG), atol=1e-6)
+            assert (reward.abs().max() > 0) == (step > LAG)
+
+
+def test_regret_of_an_average_is_paid_once_the_average_is_the_better_one():
+    model, copy, pixels = attached("AveragedRegretMasking")
+    before = weight_of(copy).clone()
+    with torch.no_grad():
+        weight_of(model).mul_(1.5)
+    for factor, paid in ((0.5, False), (4.0, True), (0.9, True), (0.0, True)):
+        # The mean of some hundred steps, not the last one, says who is better.
+        reward, mask = reward_of(
+            model.masking, pixels, lambda mask, f=factor: f * errors(copy, pixels)(mask)
         )
-        mask.learned.objective(own)
-        difference = (error(copy) - own) * mask.mask
-        if sign == -1:
-            difference = -difference * (difference.sum() < 0)
-        assert torch.allclose(given[0], difference, atol=1e-6)
+        difference = (factor - 1) * errors(copy, pixels)(mask) * mask.mask
+        assert torch.allclose(reward, difference * paid, atol=1e-5), factor
+    assert torch.allclose(
+        weight_of(copy), before + (1 - 0.99**4) * (weight_of(model) - before), atol=1e-6
+    )
 
 
 def test_progress_pays_for_an_error_that_falls_and_not_for_one_that_stays():
