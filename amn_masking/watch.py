@@ -23,8 +23,8 @@ STEPS_TO_MOVE = 1000
 def never_told(names: str) -> None:
     """Warn of schedules that stand still: compiled code cannot count the masks."""
     warnings.warn(
-        f"{names} has a schedule, but set_progress was not called before the step was compiled; "
-        "without it the schedule stays at its start. Call masking.set_progress(step / steps) in "
+        f"{names} has a schedule, but set_progress was not called before the step was compiled; if "
+        "it never is, the schedule stays at its start. Call masking.set_progress(step / steps) in "
         "every step, before the forward pass",
         stacklevel=2,
     )

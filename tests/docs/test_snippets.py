@@ -94,19 +94,23 @@ def parse(page: str | Path) -> Document:
     return Document.parse(str(ROOT / page), CodeBlockParser("python", run))
 
 
-@pytest.fixture
-def own_names(monkeypatch):
+@pytest.fixture(autouse=True)
+def names_of_mmpretrain():
     """A page may give mmpretrain's own names to our methods: for that page alone."""
     try:
+        from amn_masking.adapters.mmpretrain import METHODS
         from amn_masking.adapters.mmpretrain import MMPRETRAIN_MODELS as MODELS
     except ImportError:
+        yield
         return
-    MODELS.get("MAE")  # what mmpretrain registers at the first look stays
-    monkeypatch.setattr(MODELS, "_module_dict", dict(MODELS.module_dict))
-    monkeypatch.delitem(sys.modules, "amn_masking.dropin", raising=False)
+    before = {name: MODELS.get(name) for name in METHODS}
+    sys.modules.pop("amn_masking.dropin", None)  # its import gives the names
+    yield
+    sys.modules.pop("amn_masking.dropin", None)
+    for name, method in before.items():
+        MODELS.register_module(name=name, module=method, force=True)
 
 
-@pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES]
 )
@@ -116,9 +120,15 @@ def test_runs_as_pasted(page, tmp_path, monkeypatch):
         example.evaluate()
 
 
-def test_a_page_leaves_mmpretrain_s_names_alone():
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_page_that_takes_mmpretrain_s_names_gives_them_back(turn):
+    """The second turn finds what the first has left."""
     MODELS = pytest.importorskip("mmpretrain.registry").MODELS
-    assert not hasattr(MODELS.get("MAE"), "make_mask")
+    stock = MODELS.get("MAE")
+    assert stock.__module__.startswith("mmpretrain.")
+    import_all(dict(imports=["amn_masking.dropin"]))
+    assert issubclass(MODELS.get("MAE"), stock)
+    assert MODELS.get("MAE") is not stock
 
 
 def test_a_block_that_fails_is_noticed(tmp_path):
