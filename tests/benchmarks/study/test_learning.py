@@ -12,9 +12,11 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 pytest.importorskip("sklearn")
 
 from benchmarks.study import store, training
+from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.learning import ARMS, LAG, RULER_IMAGES, Bandit, RegretMasking, held_out
+from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import RECIPES, Setting, random_masks
 
 RECIPE = RECIPES["digits8"]
@@ -187,3 +189,15 @@ def test_rows_without_a_random_share_had_none():
     assert said["masking"]["masking"]["random_share"] == 0.0
     plain = random_masks(RECIPE, 0.5).to_json()
     assert store.said_now(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("learning", "tune"), ("noise", "tune"), ("pilot", "tune"), ("learning_report", "report")],
+)
+def test_every_row_is_of_a_setting_and_of_its_split(name, split):
+    known = {setting.to_json() for setting in EXPERIMENTS[name]()}
+    rows = store.read(csv_of(RESULTS, name))
+    assert rows
+    assert {store.said_now(row["settings"]) for row in rows} <= known
+    assert {row["split"] for row in rows} == {split}

@@ -21,6 +21,7 @@ from amn_masking import AdversarialMasking, PatchMask
 from amn_masking.estimators import ESTIMATORS
 from benchmarks.study import steps, store, tables
 from benchmarks.study.__main__ import RESULTS
+from benchmarks.study.cifar_tables import write_cifar
 from benchmarks.study.controls import LeastVarianceMasking, NoiseMasking
 from benchmarks.study.data import load
 from benchmarks.study.evidence import write_details
@@ -192,10 +193,31 @@ def test_the_committed_tables_are_made_of_the_committed_rows(tmp_path):
     write_learning(tmp_path / "results")
     write_details(tmp_path / "results")
     write_summary(tmp_path, tmp_path / "results")
-    made = ("shapes_and_digits.md", "study.md", "learning.md")
+    write_cifar(tmp_path / "results")
+    made = ("shapes_and_digits.md", "study.md", "learning.md", "cifar.md")
     for page in (*filled, *(f"results/{name}" for name in made)):
         assert (tmp_path / page).read_text() == (docs / page).read_text(), page
     assert (tmp_path / CHART).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_tables_are_made_while_runs_are_missing(tmp_path, left):
+    """Of four rows the others, or none; and those of a seed that random masks do not have."""
+    docs = RESULTS.parent
+    (tmp_path / "images").mkdir()
+    for page in ("evidence.md", "price.md", "prediction_ratio.md"):
+        shutil.copy(docs / page, tmp_path)
+    shutil.copytree(RESULTS, tmp_path / "results")
+    for name in ("cifar_cpu", "cifar_time", "learning_report", "learning", "noise"):
+        path = csv_of(tmp_path / "results", name)
+        rows = store.read(path)
+        path.unlink(missing_ok=True)
+        for number, one in enumerate(rows):
+            if left and number % 4 >= left:
+                store.add(path, one | ({"seed": "199"} if number % 2 else {}))
+    write_learning(tmp_path / "results")
+    write_cifar(tmp_path / "results")
+    write_summary(tmp_path, tmp_path / "results")
 
 
 @pytest.mark.parametrize("data", USABLE)
