@@ -302,10 +302,16 @@ def test_least_variance_masks_the_flattest_patches():
     assert masking(images).mask.tolist() == [[0, 1, 1, 0]]
 
 
-@pytest.mark.parametrize(("hide", "least", "most"), [(True, 3, 4), (False, 0, 0.2)])
-def test_noise_is_hidden_first_or_last_and_the_rest_is_random(hide, least, most):
+@pytest.mark.parametrize("hide", [True, False])
+def test_noise_is_hidden_first_or_last_and_the_rest_is_random(hide):
     images = load("shapes", 0).train
-    mask = NoiseMasking(0.25, 9, hide=hide)(images.centre()).mask
+    masking, pixels = NoiseMasking(0.5, 9, hide=hide), images.centre()
     noise, ink = (patch_share(images.centre(part), 9) for part in (images.noise, images.ink))
-    assert least < lift(mask, noise) < most
-    assert lift(mask, ink) == pytest.approx(1, abs=0.1)
+    noisy = noise > 0.1
+    flagged = (masking.priorities(pixels, 8, None) >= 0) == hide
+    assert (flagged == noisy).float().mean() > 0.99
+    mask = masking(pixels).mask
+    assert mask[noisy].float().mean() == pytest.approx(float(hide), abs=0.03)
+    # Among the others foreground is hidden as often as ground: 1.00 with a deviation of 0.006.
+    share, content = ink[~noisy], mask[~noisy].float()
+    assert (content * share).mean() / content.mean() == pytest.approx(share.mean(), rel=0.02)
