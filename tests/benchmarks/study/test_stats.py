@@ -200,9 +200,9 @@ def test_the_committed_tables_are_made_of_the_committed_rows(tmp_path):
     assert (tmp_path / CHART).read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("left", range(4))
+@pytest.mark.parametrize("left", [0, 2])
 def test_tables_are_made_while_runs_are_missing(tmp_path, left):
-    """Of four rows the others, or none; and those of a seed that random masks do not have."""
+    """None of the rows, or half of them, some of a seed that random masks do not have."""
     docs = RESULTS.parent
     (tmp_path / "images").mkdir()
     for page in ("evidence.md", "price.md", "prediction_ratio.md"):
