@@ -30,6 +30,7 @@ RECIPES = (GPU, CPU)
 TUNING_EPOCHS = {"cifar": 7, "cifar_small": 12}
 
 SEEN = 0.25
+SHARE = "adversarial, random share 1 to 0.5"
 RATIOS = (0.25, 0.375, 0.5, 0.75)
 
 
@@ -51,7 +52,7 @@ def arms(recipe: PhotoRecipe, ratio: float) -> dict[str, Setting]:
         "adversarial, random share 0.5": {**adversarial, "random_share": 0.5},
         "adversarial, random share 0.75": {**adversarial, "random_share": 0.75},
         "adversarial, random share 0.9": {**adversarial, "random_share": 0.9},
-        "adversarial, random share 1 to 0.5": {
+        SHARE: {
             **adversarial, "random_share": dict(type="linear", start=1.0, end=0.5),
         },
         "curriculum": {**adversarial, "strength": CURRICULUM},
@@ -152,7 +153,6 @@ def cifar_tuning() -> list[Setting]:
 
 
 SHORT_CPU = replace(CPU, epochs=TUNING_EPOCHS[CPU.data])
-SHARE = "adversarial, random share 1 to 0.5"
 
 
 def cifar_cpu() -> list[Setting]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.markdown import markdown_table
 from benchmarks.study.cifar_arms import CPU
+from benchmarks.study.cifar_tables import STOCK
 from benchmarks.study.evidence import fill, mean, rows_of
 from benchmarks.study.experiments import CHOSEN, PILOTED
 from benchmarks.study.settings import USABLE
@@ -16,7 +17,6 @@ from benchmarks.study.store import Row
 from benchmarks.study.tables import Cell, by_cell, cell, difference, label, spread
 
 FIXED: tuple[Cell, ...] = tuple(("random", ratio) for ratio in (0.375, 0.5, 0.75))
-STOCK: Cell = ("random", 0.75)
 PROGRESS: Cell = ("progress, inclusion", 0.75)
 # Of the learned masks that the report has: on tuning seeds the best, docs/results/study.md.
 BEST_FIXED: dict[str, Cell] = {

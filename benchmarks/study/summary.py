@@ -10,7 +10,8 @@ from pathlib import Path
 
 from benchmarks.markdown import markdown_table
 from benchmarks.study.cifar_arms import CHOSEN as CIFAR_CHOSEN
-from benchmarks.study.cifar_arms import CPU, GPU
+from benchmarks.study.cifar_arms import CPU, GPU, SHARE
+from benchmarks.study.cifar_tables import STOCK
 from benchmarks.study.evidence import best_free, fill, mean, price, rows_of
 from benchmarks.study.experiments import CHOSEN, PREDICTED, SEEN
 from benchmarks.study.figures import forest
@@ -19,8 +20,6 @@ from benchmarks.study.stats import Comparison, compare
 from benchmarks.study.tables import Cell, by_cell, interval
 
 CHART = "images/evidence.png"
-SHARE = "adversarial, random share 1 to 0.5"
-STOCK: Cell = ("random", 0.75)
 LEARNING = ("rewarded by progress", "random, ratio by the ruler")  # docs/results/learning.md
 
 
