@@ -4,9 +4,10 @@
     python -m benchmarks.evidence_kit rehearse [--only in100_vit-s]
 
 The configs are in configs/mmpretrain/evidence, whose README says how to run them. ``table`` reads
-``SETTING/MASKS/seedN/{linear,finetune}`` and prints, for each setting, the best top-1 accuracy of
-the validation, and the difference to random masks by seed. ``rehearse`` runs every config for real
-on a few generated images: two steps of pre-training, then the evaluation of what they left.
+``SETTING/MASKS/seedN/{linear,finetune}`` and prints, for each setting, the top-1 accuracy of the
+validation after the last epoch, and the difference to random masks by seed. ``rehearse`` runs every
+config for real on a few generated images: two steps of pre-training, then the evaluation of what
+they left.
 """
 
 from __future__ import annotations
@@ -34,17 +35,19 @@ Found = dict[str, dict[str, dict[int, float]]]  # masks, evaluation, seed: accur
 
 
 def accuracies(setting: Path) -> Found:
-    """The best top-1 accuracy of each finished evaluation below ``SETTING/``, in percent."""
+    """The top-1 accuracy of each finished evaluation below ``SETTING/``, in percent: after its last
+    epoch, since the best one would be chosen on the images that it is reported on.
+    """
     found: Found = {}
     for log in sorted(setting.glob("*/seed*/*/*/vis_data/scalars.json")):
         masks, seed, evaluation = log.relative_to(setting).parts[:3]
-        rows = map(json.loads, log.read_text().splitlines())
-        best = max((row["accuracy/top1"] for row in rows if "accuracy/top1" in row), default=None)
-        if best is None or evaluation not in EVALUATIONS:
+        if evaluation not in EVALUATIONS:
             continue
-        by_seed = found.setdefault(masks, {}).setdefault(evaluation, {})
-        number = int(seed.removeprefix("seed"))
-        by_seed[number] = max(best, by_seed.get(number, -math.inf))  # a resumed run has two logs
+        epochs = Config.fromfile(log.parent / "config.py").train_cfg.max_epochs
+        for row in map(json.loads, log.read_text().splitlines()):
+            if "accuracy/top1" in row and row["step"] == epochs:
+                by_seed = found.setdefault(masks, {}).setdefault(evaluation, {})
+                by_seed[int(seed.removeprefix("seed"))] = row["accuracy/top1"]
     return found
 
 

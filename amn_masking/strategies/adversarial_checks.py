@@ -112,7 +112,7 @@ class AdversarialChecks(RatioMixin):
                 f"at a ratio of {self.chosen_ratio:g} an adversary hides all that is hard at once: "
                 "features were worse than with random masks on photographs and digits, and no "
                 "better on shapes (docs/choosing.md). Draw a part of the mask at random, "
-                "random_share=dict(type='linear', start=1.0, end=0.5), which suits photographs "
-                "best so far and is the default, or lower the ratio, to 0.375",
+                "random_share=dict(type='linear', start=1.0, end=0.5), which harms photographs "
+                "least and is the default; for objects over busy texture lower the ratio, to 0.375",
                 stacklevel=2,
             )

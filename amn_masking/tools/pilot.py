@@ -133,7 +133,8 @@ class Pilot:
             alive = sorted(alive, key=lambda name: results[name][-1].rank)
             if results[alive[0]][-1].rank == math.inf:
                 raise ValueError("every run of this round diverged; lower the learning rate")
-            alive = alive[: (len(alive) + 1) // 2]
+            better = alive[: (len(alive) + 1) // 2]
+            alive = [name for name in better if results[name][-1].rank < math.inf]
         return results
 
     def iterations(self, name: str, settings: int) -> int:

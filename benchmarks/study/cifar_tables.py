@@ -124,7 +124,7 @@ def beside(
     corrected = holm([comparison.p for comparison in found.values()])
     texts = {reference: ["", "", ""]}
     for (one, comparison), p in zip(found.items(), corrected, strict=True):
-        shown = "" if np.isnan(p) else f"{p:.3f}"
+        shown = "" if np.isnan(p) else "<0.001" if p < 0.0005 else f"{p:.3f}"
         texts[one] = [f"{comparison.mean:+.3f}", interval(comparison), shown]
     return texts
 
@@ -152,8 +152,8 @@ def same_price(results: Path) -> list[str]:
 
 
 def other_measures(results: Path) -> list[str]:
-    """Means of the other measures; in bold those above random masks' on every seed of three or
-    more.
+    """Means of the other measures; in bold those whose difference to random masks' has an interval
+    above 0.
     """
     rows = report(results)
     values = {metric: by_cell(rows, metric) for metric in OTHERS}
@@ -161,9 +161,9 @@ def other_measures(results: Path) -> list[str]:
     for one in ordered(by_cell(rows, "probe")):
         texts = []
         for metric in OTHERS:
-            found = compare(values[metric][one], values[metric][STOCK]).differences
+            found = compare(values[metric][one], values[metric][STOCK])
             text = mean(values[metric][one])
-            texts.append(f"**{text}**" if len(found) >= 3 and min(found) > 0 else text)
+            texts.append(f"**{text}**" if found.low > 0 else text)
         lines.append([*label(one), *texts])
     return markdown_table(["masks", "ratio", *OTHERS.values()], lines)
 

@@ -388,6 +388,9 @@ def seen_predicted() -> list[Setting]:
     return settings
 
 
+RULED, RULED_LESS_TREND = "random, by ruler", "random, by ruler less trend"
+DRAWN = "random, ratio drawn"
+SETTLE = 300  # steps, three times what the critics' mean looks back
 LEARNING = {
     "adversarial": "AdversarialMasking", "progress": "ProgressMasking", "regret": "RegretMasking",
     "progress since a snapshot": "SnapshotProgressMasking",
@@ -401,6 +404,7 @@ def learning() -> list[Setting]:
     for data in USABLE:
         recipe = RECIPES[data]
         common = {**network(max(1, recipe.patch // 3)), **UNWEIGHTED}
+        settings.append(random_masks(recipe, 0.375))
         for ratio in (0.25, 0.5, 0.75):
             settings.append(random_masks(recipe, ratio))
             for name, kind in LEARNING.items():
@@ -408,8 +412,20 @@ def learning() -> list[Setting]:
                 if kind == "AdversarialMasking":
                     masking["random_share"] = 0.0
                 settings.append(Setting(f"{name}, inclusion", recipe, masking))
-        by_ruler = dict(type="RulerMasking", masking=random_masks(recipe, 0.5).masking)
-        settings.append(Setting("random, by ruler", recipe, by_ruler))
+        settled = dict(type="ProgressMasking", settle=SETTLE, **common)
+        settings += [
+            Setting("progress, settled", recipe, {**settled, "mask_ratio": ratio})
+            for ratio in (0.5, 0.75)
+        ]
+        random, progress = random_masks(recipe, 0.5).masking, {**settled, "mask_ratio": 0.5}
+        for name, masking, choice in (
+            (RULED, random, {}),
+            (RULED_LESS_TREND, random, dict(choice="less trend")),
+            (DRAWN, random, dict(choice="drawn")),
+            ("progress, by ruler less trend", progress, dict(choice="less trend")),
+        ):
+            by_ruler = dict(type="RulerMasking", masking=masking, **choice)
+            settings.append(Setting(name, recipe, by_ruler))
     return settings
 
 
@@ -424,13 +440,13 @@ def noise() -> list[Setting]:
 
 
 def learning_report() -> list[Setting]:
-    """Of what sets itself the reward that lost least on digits, and the ratio by the ruler, for as
-    many epochs as everything else.
+    """Of what sets itself the reward that lost least on digits, and the ratio by the ruler beside
+    ratios that are drawn, for as many epochs as everything else.
     """
     return [
         setting
         for setting in learning()
-        if setting.strategy == "random, by ruler"
+        if setting.strategy in (RULED, RULED_LESS_TREND, DRAWN)
         or (setting.strategy == "progress, inclusion" and ratio_of(setting.masking) == 0.5)
     ]
 

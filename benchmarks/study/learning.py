@@ -77,10 +77,24 @@ class ProgressMasking(RewardedMasking):
     the masking network's size, without a pass of the autoencoder.
 
     One critic regresses the error of masked patches from the image; another is its running mean.
-    The reward is what the mean expects less what the critic expects.
+    The reward is what the mean expects less what the critic expects, paid after ``settle`` steps:
+    at first the critics know no error, and where it is largest the critic rises fastest above its
+    mean, which says the reverse of progress.
     """
 
+    def __init__(
+        self,
+        mask_ratio: float | None = None,
+        patch_size: int | tuple[int, ...] = 16,
+        network: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
+        settle: int = 0,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size, network, loss)
+        self.settle = settle
+
     def prepare(self) -> None:
+        self.steps = 0
         self.fast = deepcopy(self.network)
         self.slow = deepcopy(self.network).requires_grad_(False)
 
@@ -95,7 +109,8 @@ class ProgressMasking(RewardedMasking):
                 to_logits(pool_scores(critic(images.float()), patch_mask.grid))
                 for critic in (self.fast, self.slow)
             )
-        progress = (before - expected).detach()
+        self.steps += 1
+        progress = (before - expected).detach() * (self.steps > self.settle)
 
         def estimate(error: Tensor, learned: LearnedMask) -> Tensor:
             mask = learned.chosen.mask
@@ -213,6 +228,7 @@ RULER_RATIO, RULER_IMAGES = 0.5, 64
 ARMS = (0.25, 0.375, 0.5, 0.75)
 SEGMENTS = 50  # of a training, each with one ratio
 FORGET = 0.95  # weight of a segment beside the next
+TREND = 0.8  # the same, of the mean that is taken off rewards
 
 
 class Bandit:
@@ -256,28 +272,58 @@ class RulerHook(Hook):
         images: ``(N, C, S, S)`` that the ruler is measured on, always under the same masks.
         flops: of a step at each of ``ARMS``.
         steps: of the whole training.
+        choice: ``'reward'``: of the bandit, told the reward; ``'less trend'``: told the reward less
+            its running mean, because the ruler falls fastest at first, whatever the ratio;
+            ``'drawn'``: uniformly, without a look at the ruler.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: another ``choice``.
     """
 
-    def __init__(self, images: Tensor, flops: Sequence[float], steps: int) -> None:
-        self.images, self.flops = images, flops
+    def __init__(
+        self,
+        images: Tensor,
+        flops: Sequence[float],
+        steps: int,
+        choice: str = "reward",
+        seed: int = 0,
+    ) -> None:
+        if choice not in ("reward", "less trend", "drawn"):
+            raise ValueError(f"choice expects 'reward', 'less trend' or 'drawn', got {choice!r}")
+        self.images, self.flops, self.choice = images, flops, choice
+        self.generator = torch.Generator().manual_seed(seed)
         self.length = max(1, steps // SEGMENTS)
         self.bandit = Bandit(len(ARMS))
         self.ratios: list[float] = []
         self.arm: int | None = None
         self.before = math.nan
+        self.trend: float | None = None
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         model = runner.model
         if runner.iter % self.length == 0:
-            now = self.ruler(model)
-            if self.arm is not None:
-                decrease = math.log(self.before / now)
-                self.bandit.tell(self.arm, decrease / self.flops[self.arm])
-            self.before, self.arm = now, self.bandit.choose()
+            self.arm = self.next_arm(model)
             model.masking.mask_ratio = ARMS[self.arm]
         self.ratios.append(model.masking.mask_ratio)
 
+    def next_arm(self, model: Any) -> int:
+        """For the segment that begins."""
+        if self.choice == "drawn":
+            return int(torch.randint(len(ARMS), (), generator=self.generator))
+        now = self.ruler(model)
+        if self.arm is not None:
+            reward = math.log(self.before / now) / self.flops[self.arm]
+            self.trend = reward if self.trend is None else self.trend
+            self.bandit.tell(self.arm, reward - self.trend * (self.choice == "less trend"))
+            self.trend = TREND * self.trend + (1 - TREND) * reward
+        self.before = now
+        return self.bandit.choose()
+
     def after_train(self, runner: Any) -> None:
+        late = self.ratios[len(self.ratios) // 2 :]
+        most = max(ARMS, key=late.count)
+        runner.model.ruled = {"late_ratio": most, "late_share": late.count(most) / len(late)}
         # What is measured of the masks afterwards is at the mean ratio.
         runner.model.masking.mask_ratio = sum(self.ratios) / len(self.ratios)
 

@@ -6,22 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from benchmarks.markdown import markdown_table
-from benchmarks.study.cifar_arms import CPU
+from benchmarks.study.cifar_arms import CPU, GPU
 from benchmarks.study.cifar_tables import STOCK
 from benchmarks.study.evidence import fill, mean, rows_of
-from benchmarks.study.experiments import CHOSEN, PILOTED
+from benchmarks.study.experiments import CHOSEN, DRAWN, PILOTED, RULED, RULED_LESS_TREND
 from benchmarks.study.settings import USABLE
 from benchmarks.study.store import Row
-from benchmarks.study.tables import Cell, by_cell, cell, difference, label, spread
+from benchmarks.study.tables import SPLITS, Cell, by_cell, cell, difference, label, spread
 
 FIXED: tuple[Cell, ...] = tuple(("random", ratio) for ratio in (0.375, 0.5, 0.75))
 PROGRESS: Cell = ("progress, inclusion", 0.75)
-# Of the learned masks that the report has: on tuning seeds the best, docs/results/study.md.
+# The learned masks that docs/choosing.md names for such images, at the ratio of the tuning seeds.
 BEST_FIXED: dict[str, Cell] = {
-    data: (name, CHOSEN[data][name])
-    for data, name in (("shapes", "adversarial"), ("digits", "cooperative"))
+    "shapes": ("adversarial", CHOSEN["shapes"]["adversarial"]),
+    "digits": ("cooperative, unweighted", CHOSEN["digits"]["cooperative"]),
 }
 # How a pilot may choose: the column of its short trainings, and whether more is better.
 MEASURES: dict[str, tuple[str, int]] = {
@@ -87,6 +88,59 @@ def beside_random(rows: Sequence[Row]) -> Sequence[str]:
         "less the best random masks'", *(columns[column] for column in others),
     ]  # fmt: skip
     return markdown_table(head, lines)
+
+
+def ruled(results: Path) -> Sequence[str]:
+    """Ratios by the ruler: which they were, and the probe beside that of ratios that are drawn."""
+    lines = []
+    for data in USABLE:
+        for split, experiment in (("tune", "learning"), ("report", "learning_report")):
+            rows = rows_of(results, experiment, split, data)
+            probe = by_cell(rows, "probe")
+            most, share = by_cell(rows, "late_ratio"), by_cell(rows, "late_share")
+            for name in (RULED, RULED_LESS_TREND, DRAWN):
+                one: Cell = (name, None)
+                if one not in probe:
+                    continue
+                late = [
+                    f"{most[one][seed]:g} ({share[one][seed]:.2f})"
+                    if seed in most.get(one, ())
+                    else "?"
+                    for seed in sorted(probe[one])
+                ]
+                less = "" if name == DRAWN else difference(probe[one], probe.get((DRAWN, None), {}))
+                lines.append([
+                    data, SPLITS[split], name, len(late), ", ".join(late),
+                    spread(list(probe[one].values())), less,
+                ])  # fmt: skip
+    if not lines:
+        return ["Not run yet."]
+    head = ["images", "seeds", "masks", "n", "most frequent late ratio (its share), by seed"]
+    return markdown_table([*head, "linear probe", "less drawn ratios'"], lines)
+
+
+def ruler(results: Path) -> Sequence[str]:
+    """How the ruler and the gain go with the probe, over the cells of each data set."""
+    sources = [(data, ("grid", "others"), "tune", data) for data in USABLE]
+    sources.append(("CIFAR-10", ("cifar",), "report", GPU.data))
+    lines = []
+    for words, experiments, split, data in sources:
+        rows = [row for name in experiments for row in rows_of(results, name, split, data)]
+        probe = {one: mean_of(values) for one, values in by_cell(rows, "probe").items()}
+        if not probe:
+            continue
+        cells = [words, SPLITS[split], len(probe)]
+        for column in ("error_random_0.5", "adversarial_gain"):
+            other = {one: mean_of(values) for one, values in by_cell(rows, column).items()}
+            both = sorted(set(probe) & set(other), key=str)
+            rho = spearmanr([probe[one] for one in both], [other[one] for one in both]).statistic
+            cells.append(f"{rho:+.2f}")
+        lines.append(cells)
+    if not lines:
+        return ["Not run yet."]
+    return markdown_table(
+        ["images", "seeds", "settings", "ruler and probe", "gain and probe"], lines
+    )
 
 
 def reported(results: Path) -> Sequence[str]:
@@ -161,5 +215,6 @@ def pilots(results: Path) -> Sequence[str]:
 
 
 TABLES = {f"rewards-{data}": rewards(data) for data in USABLE} | {
-    "rewards-cifar": on_cifar, "reported": reported, "pilots": pilots,
+    "rewards-cifar": on_cifar, "reported": reported, "ruled": ruled, "ruler": ruler,
+    "pilots": pilots,
 }  # fmt: skip

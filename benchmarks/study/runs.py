@@ -55,6 +55,7 @@ def run(experiment: str, setting: Setting, seed: int) -> Row:
         numbers["steps"] = training.train(model, data.train, setting, seed)
         numbers["seconds"] = time.perf_counter() - started
         numbers["cpu_seconds"] = time.process_time() - used
+        numbers |= getattr(model, "ruled", {})
         numbers |= measures.mask_metrics(model, data.test, recipe.patch, seed)
         numbers |= measures.step_flops(model, data.train.centre()[: recipe.batch])
     if isinstance(recipe, PhotoRecipe):

@@ -39,6 +39,8 @@ MASK_METRICS = (
     "error_random_0.75",
     "error_foreground_hidden",
     "error_foreground_visible",
+    "late_ratio",  # of a ratio that moves: the most frequent one of the second half
+    "late_share",  # and how much of that half has it
 )
 COSTS = ("steps", "seconds", "cpu_seconds", "seconds_in_all", "flops_encoder", "flops_step")
 METRICS = FEATURE_METRICS + MASK_METRICS

@@ -78,7 +78,7 @@ def columns(results: Path) -> tuple[Column, ...]:
     def apart(data: str) -> dict[str, Apart]:
         random = "report", ("random", CHOSEN[data]["random"])
         return {
-            SHARE: Apart("half_random", data, (SHARE, 0.75), ("half_random", STOCK)),
+            SHARE: Apart("half_random", data, (SHARE, 0.75), random),
             LEARNING[0]: Apart("learning_report", data, ("progress, inclusion", 0.5), random),
             LEARNING[1]: Apart("learning_report", data, ("random, by ruler", None), random),
         }
@@ -93,8 +93,7 @@ def columns(results: Path) -> tuple[Column, ...]:
         "hard patches": ("hard patches", CIFAR_CHOSEN["hard patches"]),
         "best free masks": ("color noise, green", CIFAR_CHOSEN["color noise, green"]),
         "seen 0.25, predicted 0.25, learned": ("predicted, learned", 0.25),
-        "oracle": ("oracle", 0.25),
-    }
+    }  # not the oracle, which has two epochs there
     learned = {name: name for name in ("adversarial", "cooperative", "curriculum", "oracle")}
     shapes = chosen("shapes", {**learned, "hard patches": "hard patches"})
     shapes["best free masks"] = (free["shapes"], CHOSEN["shapes"][free["shapes"]])
@@ -186,7 +185,7 @@ def sets(results: Path) -> list[str]:
 
 
 def chart(results: Path, path: Path) -> None:
-    """The same as a picture, but for the oracle, which is far off on CIFAR-10."""
+    """The same as a picture, but for the oracle, which is no strategy for a training."""
     panels = {
         column.words: {
             words: difference

@@ -240,7 +240,8 @@ def ruler_hook(images: Tensor, runner: Runner, setting: Setting, seed: int) -> R
     for ratio in ARMS:
         one = build(replace(inner, masking={**inner.masking, "mask_ratio": ratio}), seed)
         flops.append(step_flops(one.to(images.device), images)["flops_step"])
-    return RulerHook(images, [f / max(flops) for f in flops], runner.max_iters)
+    choice = setting.masking.get("choice", "reward")
+    return RulerHook(images, [f / max(flops) for f in flops], runner.max_iters, choice, seed)
 
 
 def attach(model: Any, images: Images, setting: Setting, seed: int) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from benchmarks.evidence_kit import EVALUATIONS, RANDOM, rehearse, settings, table
+from benchmarks.evidence_kit import EVALUATIONS, RANDOM, accuracies, rehearse, settings, table
 
 
 def arms(setting):
@@ -57,19 +57,25 @@ def test_what_is_evaluated_is_what_was_trained(setting, evaluation):
     assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == classes
 
 
-def log(root, place, *rows):
+def log(root, place, *rows, epochs=3):
     path = root / place / "20260101_000000/vis_data/scalars.json"
     path.parent.mkdir(parents=True)
     path.write_text("\n".join(map(json.dumps, rows)))
+    (path.parent / "config.py").write_text(f"train_cfg = dict(max_epochs={epochs})")
 
 
-def test_the_table_takes_the_best_epoch_and_pairs_by_seed(tmp_path):
+def top1(value, epoch=3):
+    return {"accuracy/top1": value, "step": epoch}
+
+
+def test_the_table_takes_the_last_epoch_of_what_has_finished_and_pairs_by_seed(tmp_path):
     for seed in range(5):
-        rows = [{"loss": 1.0}, *({"accuracy/top1": seed + extra} for extra in (10.0, 20.0, 15.0))]
-        log(tmp_path, f"in100_vit-s/random/seed{seed}/linear", *rows)
-        log(tmp_path, f"in100_vit-s/other/seed{seed}/linear", {"accuracy/top1": seed + 21.0})
-    log(tmp_path, "in100_vit-s/other/seed5/linear", {"accuracy/top1": 99.0})  # has no partner
-    log(tmp_path, "in100_vit-s/other/seed0/finetune", {"loss": 1.0})  # not finished
+        rows = [top1(seed + extra, epoch) for epoch, extra in ((1, 10.0), (2, 30.0), (3, 20.0))]
+        log(tmp_path, f"in100_vit-s/random/seed{seed}/linear", {"loss": 1.0, "step": 3}, *rows)
+        log(tmp_path, f"in100_vit-s/other/seed{seed}/linear", top1(seed + 21.0))
+    log(tmp_path, "in100_vit-s/other/seed5/linear", top1(99.0))  # has no partner
+    log(tmp_path, "in100_vit-s/other/seed6/linear", top1(99.0, 2))  # not finished
+    log(tmp_path, "in100_vit-s/other/seed0/finetune", {"loss": 1.0, "step": 3})
     text = narrow(table(tmp_path))
     assert "| random | linear | 5 | 22.00 | | |" in text
     assert "| other | linear | 6 | 35.67 | +1.00 | +1.00 to +1.00 |" in text
@@ -79,7 +85,7 @@ def test_the_table_takes_the_best_epoch_and_pairs_by_seed(tmp_path):
 def test_nothing_to_compare_with_is_said(tmp_path):
     with pytest.raises(ValueError, match="found none"):
         table(tmp_path)
-    log(tmp_path, "in1k_vit-b/other/seed0/linear", {"accuracy/top1": 1.0})
+    log(tmp_path, "in1k_vit-b/other/seed0/linear", top1(1.0))
     with pytest.raises(ValueError, match="random/seedN"):
         table(tmp_path)
 
@@ -88,4 +94,7 @@ def test_nothing_to_compare_with_is_said(tmp_path):
 def test_an_arm_runs_from_pre_training_to_the_table(tmp_path):
     done = rehearse("in100_vit-s/half_random", tmp_path, lambda cfg: Runner.from_cfg(cfg).train())
     assert done == ["in100_vit-s/half_random"]
-    assert len(list(tmp_path.glob("in100_vit-s/half_random/seed0/*/*/vis_data/scalars.json"))) == 2
+    found = accuracies(tmp_path / "in100_vit-s")
+    assert {name: sorted(by_seed) for name, by_seed in found["half_random"].items()} == {
+        name: [0] for name in EVALUATIONS
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -148,3 +149,17 @@ class TestEverywhere:
             assert settings.pop("type") == "AdversarialMasking"
             found = AdversarialMasking(**settings)
         assert str(found) == self.BARE
+
+    @pytest.mark.parametrize(
+        "page",
+        ["timm", "huggingface", "lightly", "reference_mae", "stable_pretraining"],
+    )
+    def test_what_an_adapter_s_page_assigns(self, page):
+        from tests.conftest import ROOT
+
+        text = (ROOT / f"docs/{page}.md").read_text()
+        first = re.search(r"masking = AdversarialMasking\((.*)\)\n", text)
+        assert first
+        assert re.fullmatch(r"patch_size=[^,]*", first[1])
+        # Without this the bare strategy stays random; the Trainer's mixin says it itself.
+        assert ".set_progress(" in text or page == "huggingface"

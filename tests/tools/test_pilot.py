@@ -88,6 +88,18 @@ def test_the_better_half_goes_on_and_the_best_wins(cfg, tmp_path, count, nan):
     assert max(rounds) - min(rounds) <= count
 
 
+def test_what_diverged_does_not_go_on_in_the_better_half(cfg, tmp_path):
+    pilot = Planted(cfg, many(5), 4.0, images=8, folder=tmp_path)
+    nan = float("nan")
+    pilot.ends = {f"random {index}": end for index, end in enumerate((nan, nan, 1.0, nan, nan))}
+    pilot.trained = []
+    results = pilot.run(say=lambda line: None)
+    assert best(results) == "random 2"
+    assert {name: len(found) for name, found in results.items()} == {
+        name: pilot.rounds if name == "random 2" else 1 for name in pilot.ends
+    }
+
+
 def step_flops(cfg, masking):
     """FLOPs of one step on images of the config's size, counted another way: a whole batch."""
     cfg = deepcopy(cfg)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,16 @@ from benchmarks.study import store, training
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.data import load
 from benchmarks.study.experiments import EXPERIMENTS
-from benchmarks.study.learning import ARMS, LAG, RULER_IMAGES, Bandit, RegretMasking, held_out
+from benchmarks.study.learning import (
+    ARMS,
+    LAG,
+    RULER_IMAGES,
+    SEGMENTS,
+    Bandit,
+    RegretMasking,
+    RulerHook,
+    held_out,
+)
 from benchmarks.study.pool import csv_of
 from benchmarks.study.settings import RECIPES, Setting, random_masks
 
@@ -34,6 +45,52 @@ def test_the_bandit_finds_the_best_arm_and_follows_it_when_it_moves(best):
         played.append(arm == good)
     assert sum(played[50:200]) > 75  # more than half, where chance is a quarter
     assert sum(played[250:]) > 75
+
+
+def late_share(choice, best, seed, trend=0.0, flops=(1.0, 1.0, 1.0, 1.0)):
+    """How often the best ratio is played in the second half of a training, of which each segment
+    lowers the ruler's logarithm by 1 more under that ratio, with noise, and more at first.
+    """
+    noise, level = torch.Generator().manual_seed(seed), [0.0]
+    hook = RulerHook(torch.empty(0), flops, SEGMENTS, choice, seed)
+    hook.ruler = lambda model: math.exp(level[0])
+    masking = SimpleNamespace(mask_ratio=0.5)
+    runner = SimpleNamespace(model=SimpleNamespace(masking=masking), iter=0)
+    for runner.iter in range(SEGMENTS):
+        hook.before_train_iter(runner, runner.iter)
+        fall = (masking.mask_ratio == ARMS[best]) + trend * math.exp(-runner.iter / 8)
+        level[0] -= fall + 0.3 * float(torch.randn((), generator=noise))
+    hook.after_train(runner)
+    assert masking.mask_ratio == pytest.approx(sum(hook.ratios) / SEGMENTS)
+    half = hook.ratios[SEGMENTS // 2 :]
+    most = max(ARMS, key=half.count)
+    assert half.count(runner.model.ruled["late_ratio"]) == half.count(most)
+    assert runner.model.ruled["late_share"] == half.count(most) / len(half)
+    return half.count(ARMS[best]) / len(half)
+
+
+@pytest.mark.parametrize("best", range(len(ARMS)))
+def test_the_ratio_that_lowers_the_ruler_most_is_found_in_one_training(best):
+    def mean(choice, trend):
+        return sum(late_share(choice, best, seed, trend) for seed in range(8)) / 8
+
+    assert mean("reward", 0.0) > 0.7
+    assert mean("less trend", 0.0) > 0.7
+    # Where the ruler falls fastest at first, as it does, only without the trend.
+    assert mean("less trend", 20.0) > 0.7
+    assert mean("reward", 20.0) < 0.5
+    assert 0.1 < mean("drawn", 0.0) < 0.4  # without a look: a quarter
+
+
+def test_a_ratio_is_worth_its_decrease_per_flop():
+    # At twice the FLOPs a fall of 1 is worth half, and a fall of 0 nothing less.
+    dear = [1.0 if arm else 4.0 for arm in range(len(ARMS))]
+    assert late_share("reward", 0, 0, trend=0.6, flops=dear) < late_share("reward", 0, 0, trend=0.6)
+
+
+def test_another_choice_is_refused():
+    with pytest.raises(ValueError, match="'less trend' or 'drawn', got 'best'"):
+        RulerHook(torch.empty(0), (), 1, "best")
 
 
 def reward_of(masking, images, error):
@@ -142,10 +199,40 @@ def test_progress_pays_for_an_error_that_falls_and_not_for_one_that_stays():
     paid, hidden = (torch.cat(part) for part in zip(*rewards[200:], strict=True))
     mean = paid.sum(0) / hidden.sum(0)
     assert mean[falling].mean() > mean[~falling].mean() + 0.05
-    # Once nothing is learned any more, nothing is paid.
-    for _ in range(600):
-        reward, _ = reward_of(masking, pixels, lambda mask: torch.full((32, 16), 0.5))
-    assert reward.abs().max() < 0.05
+    # Once the error stays, nothing is paid, though the critics go on learning.
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    stays = torch.where(falling, 0.5, 2.0).expand(32, -1)
+    for _ in range(800):
+        patch_mask = masking(pixels)
+        optimizer.zero_grad()
+        patch_mask.learned.objective(stays).backward()
+        optimizer.step()
+    reward, mask = reward_of(masking, pixels, lambda mask: stays)
+    assert reward.abs().sum() / mask.mask.sum() < 0.05 * mean[falling].mean()
+
+
+def test_progress_pays_nothing_until_its_critics_have_settled():
+    # An error that stays is no progress, but critics that rise to it take it for the reverse.
+    paid = {}
+    for settle in (0, 300):
+        model, images = built("ProgressMasking")
+        masking, pixels = model.masking, images.centre()[:32]
+        masking.settle, rewards = settle, []
+        optimizer = torch.optim.Adam(masking.fast.parameters(), lr=1e-2)
+        for _ in range(310):
+            patch_mask, given = masking(pixels), []
+            masking.estimator.objective = lambda reward, learned, given=given: (
+                given.append(reward) or reward.sum() * 0
+            )
+            optimizer.zero_grad()
+            patch_mask.learned.objective(torch.ones(32, 16)).backward()
+            optimizer.step()
+            rewards.append(float(given[0].sum() / patch_mask.mask.sum()))
+        paid[settle] = rewards
+    assert min(paid[0]) < -0.3
+    assert paid[300][:300] == [0.0] * 300
+    assert all(0 < abs(reward) < 0.1 for reward in paid[300][300:])
 
 
 def test_the_ruler_s_images_are_of_every_class_and_not_trained_on():
@@ -163,15 +250,26 @@ def test_the_ruler_s_images_are_of_every_class_and_not_trained_on():
     assert (kept.labels == [known[x.numpy().tobytes()] for x in kept.centre()]).all()
 
 
-def test_a_ratio_by_ruler_is_one_of_the_arms_in_each_segment_and_the_mean_is_measured():
-    masking = dict(type="RulerMasking", masking=dict(type="RandomMasking", mask_ratio=0.5))
-    setting = Setting("random, by ruler", replace(RECIPE, epochs=10), masking)
+@pytest.mark.parametrize(
+    ("inner", "choice"),
+    [("RandomMasking", "reward"), ("RandomMasking", "drawn"), ("ProgressMasking", "less trend")],
+)
+def test_a_ratio_by_ruler_is_one_of_the_arms_in_each_segment_and_the_mean_is_measured(
+    inner, choice
+):
+    options = SIZE if inner == "ProgressMasking" else dict(mask_ratio=0.5)
+    masking = dict(type="RulerMasking", masking=dict(type=inner, **options), choice=choice)
+    setting = Setting("by ruler", replace(RECIPE, epochs=10), masking)
     model = training.build(setting, 0)
-    seen = []
+    seen, masked = [], []
     model.register_forward_hook(lambda *_: seen.append(model.masking.mask_ratio))
+    model.masking.register_forward_hook(
+        lambda _, args, mask: masked.append(float(mask.mask.mean()))
+    )
     training.train(model, load(RECIPE.data, 0).train, setting, 0)
-    assert set(seen) == set(ARMS)
+    assert set(seen) == set(ARMS) == set(masked)  # sixteen patches: each arm is a whole number
     assert model.masking.mask_ratio == pytest.approx(sum(seen) / len(seen))
+    assert model.ruled["late_ratio"] in ARMS
 
 
 def test_every_setting_of_the_study_says_its_random_share():
