@@ -35,7 +35,7 @@ class MaskedAutoencoderMixin(nn.Module):
             pass
 
         model = Learned(...)
-        model.masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
+        model.masking = AdversarialMasking(patch_size=16)
 
     The masking network is a submodule like any other: one optimizer, one backward, one checkpoint.
     With ``masking = None``, the default, the model is the stock one, bit for bit.
@@ -171,7 +171,7 @@ class MaskedAutoencoderMixin(nn.Module):
         if not isinstance(self.masking, MaskingStrategy):
             raise TypeError(
                 f"masking expected None or a masking strategy, such as AdversarialMasking("
-                f"mask_ratio=0.25, patch_size=16), got {type(self.masking).__name__}"
+                f"patch_size=16), got {type(self.masking).__name__}"
             )
         self.masking.require(
             type(self).__name__,

@@ -35,7 +35,7 @@ class TokensMaskedMixin(nn.Module):
         class Learned(TokensMaskedMixin, MAE):
             pass
 
-        model = Learned("vit_base_patch16_224", masking=AdversarialMasking(0.5, patch_size=16))
+        model = Learned("vit_base_patch16_224", masking=AdversarialMasking(patch_size=16))
 
     A masking module of the library is handed tokens, but a strategy scores images: the mask is made
     in front of the encoder, which is then handed it. The strategy is a submodule of the model, and
@@ -63,7 +63,7 @@ class TokensMaskedMixin(nn.Module):
         super().__init__(*args, **kwargs)
         if not isinstance(self.masking, nn.Module):
             raise TypeError(
-                "masking expected a masking strategy, such as AdversarialMasking(0.5, "
+                "masking expected a masking strategy, such as AdversarialMasking("
                 "patch_size=16), or a masking module of the library, got "
                 f"{type(self.masking).__name__}"
             )

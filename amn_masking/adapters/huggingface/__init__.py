@@ -1,6 +1,6 @@
 """transformers: masked-image models with any masking strategy, under Trainer or in any loop.
 
-    model.masking = AdversarialMasking(mask_ratio=0.25, patch_size=16)
+    model.masking = AdversarialMasking(patch_size=16)
 
     class MaskedTrainer(MaskedTrainerMixin, Trainer): ...
 
