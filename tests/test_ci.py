@@ -1,7 +1,8 @@
-"""The workflow of a public host: make knows what it asks for, and it covers what is declared."""
+"""The workflow of a public host and make: each target is known, and what is declared is covered."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -57,3 +58,25 @@ def test_groups_of_tests_go_to_one_worker(request):
     """pytest 9.2 renamed what pytest-xdist 3.8 writes the group into, without a word."""
     if request.config.getoption("loadgroup", False):
         assert request.node.nodeid.endswith("@ci")
+
+
+def test_what_make_mutants_runs_reads_only_what_its_copy_holds():
+    found = re.search(
+        r"also_copy = (\[.*?\]).*?test_selection = (\[.*?\])",
+        (ROOT / "pyproject.toml").read_text(),
+        re.DOTALL,
+    )
+    assert found
+    copied, selected = (ast.literal_eval(part) for part in found.groups())
+    files = [
+        file
+        for name in selected
+        for file in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
+    ]
+    assert len(files) > len(selected)
+    read = {
+        folder
+        for file in files
+        for folder in re.findall(r"ROOT\s*/\s*f?[\"']?([\w.]+)", file.read_text())
+    }
+    assert read <= {*copied, "amn_masking"}
