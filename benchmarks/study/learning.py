@@ -28,7 +28,9 @@ LAG = 100  # steps
 
 
 class RewardedMasking(AdversarialMasking):
-    """An adversary whose reward is another than the error: of ``estimator='inclusion'``."""
+    """An adversary whose reward is another than the error: of ``estimator='inclusion'``, paid after
+    ``settle`` steps.
+    """
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class RewardedMasking(AdversarialMasking):
         strength: float = 1.0,
         *,
         prediction_ratio: float | None = None,
+        settle: int = 0,
     ) -> None:
         super().__init__(
             mask_ratio,
@@ -49,10 +52,15 @@ class RewardedMasking(AdversarialMasking):
             loss=loss,
             prediction_ratio=prediction_ratio,
         )
+        self.settle, self.rewards = settle, 0
         self.prepare()
 
     def prepare(self) -> None:
         """Make what the reward needs."""
+
+    def pay(self, reward: Tensor, learned: LearnedMask) -> Tensor:
+        """The estimator's objective of a ``(B, L)`` reward, 0 where nothing is masked."""
+        return self.estimator.objective(reward * (self.rewards > self.settle), learned)
 
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
@@ -60,6 +68,7 @@ class RewardedMasking(AdversarialMasking):
         patch_mask = super().forward(images, generator, valid)
         if not self.training or not torch.is_grad_enabled():
             return patch_mask
+        self.rewards += 1
         learned = replace(patch_mask.learned, estimate=self.rewarded(images, patch_mask))
         return replace(patch_mask, learned=learned)
 
@@ -77,24 +86,12 @@ class ProgressMasking(RewardedMasking):
     the masking network's size, without a pass of the autoencoder.
 
     One critic regresses the error of masked patches from the image; another is its running mean.
-    The reward is what the mean expects less what the critic expects, paid after ``settle`` steps:
-    at first the critics know no error, and where it is largest the critic rises fastest above its
-    mean, which says the reverse of progress.
+    The reward is what the mean expects less what the critic expects. At first the critics know no
+    error, and where it is largest the critic rises fastest above its mean, which says the reverse
+    of progress: ``settle`` until they do.
     """
 
-    def __init__(
-        self,
-        mask_ratio: float | None = None,
-        patch_size: int | tuple[int, ...] = 16,
-        network: Mapping[str, Any] | None = None,
-        loss: Mapping[str, Any] | None = None,
-        settle: int = 0,
-    ) -> None:
-        super().__init__(mask_ratio, patch_size, network, loss)
-        self.settle = settle
-
     def prepare(self) -> None:
-        self.steps = 0
         self.fast = deepcopy(self.network)
         self.slow = deepcopy(self.network).requires_grad_(False)
 
@@ -109,17 +106,12 @@ class ProgressMasking(RewardedMasking):
                 to_logits(pool_scores(critic(images.float()), patch_mask.grid))
                 for critic in (self.fast, self.slow)
             )
-        self.steps += 1
-        progress = (before - expected).detach() * (self.steps > self.settle)
+        progress = (before - expected).detach()
 
         def estimate(error: Tensor, learned: LearnedMask) -> Tensor:
             mask = learned.chosen.mask
             regression = masked_mean((expected - error).square(), mask)
-            return (
-                self.estimator.objective(progress * mask, learned)
-                + regression
-                - regression.detach()
-            )
+            return self.pay(progress * mask, learned) + regression - regression.detach()
 
         return estimate
 
@@ -143,7 +135,7 @@ class RegretMasking(RewardedMasking):
             known = self.reference[0].error_under(patch_mask.detach(), images, [])
 
         def estimate(error: Tensor, learned: LearnedMask) -> Tensor:
-            return self.estimator.objective((error - known) * learned.chosen.mask, learned)
+            return self.pay((error - known) * learned.chosen.mask, learned)
 
         return estimate
 
@@ -172,7 +164,7 @@ class CopiedMasking(RewardedMasking):
 
         def estimate(error: Tensor, learned: LearnedMask) -> Tensor:
             mask = learned.chosen.mask
-            return self.estimator.objective(self.paid(error, known, mask) * mask, learned)
+            return self.pay(self.paid(error, known, mask) * mask, learned)
 
         return estimate
 
