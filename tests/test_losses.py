@@ -37,6 +37,15 @@ def one_step(strength=1.0, lambda_adv=0.5, gate=False, freeze_masking=False, **l
     return gradients(model), gradients(masking.network), loss.detach()
 
 
+@pytest.mark.parametrize("leading", [(), (1,), (2, 1)])
+def test_counts_of_pixels_broadcast_to_the_error(leading):
+    pred, target = torch.randn(2, 2, 3, 4, 6)
+    counts = (torch.rand(4, 6) > 0.5).float()
+    error = CombinedAdversarialLoss().error(pred, target, counts.expand(*leading, 4, 6))
+    wanted = ((pred - target) ** 2).where(counts.expand(2, 3, 4, 6) > 0, 0.0)
+    assert torch.equal(error.where(counts > 0, 0.0), wanted)
+
+
 @given(draws.masks(free_counts=True))
 def test_the_value_is_the_obvious_sum(case):
     mask, grid = case

@@ -172,10 +172,12 @@ class OwnTubes(MaskingStrategy):
 
 
 @pytest.mark.parametrize("chooses", [False, True])
-def test_a_prediction_ratio_does_not_break_one_s_own_tubes(chooses):
-    strategy = OwnTubes(OWN, 0.6, prediction_ratio=0.3)
+@pytest.mark.parametrize("slots", [2, 4])
+def test_a_prediction_ratio_does_not_break_one_s_own_tubes(chooses, slots):
+    strategy = OwnTubes((FRAMES // slots, 4, 4), 0.6, prediction_ratio=0.3)
     strategy.chooses = chooses
-    with pytest.raises(ValueError, match=r"left out in part; .*TubeMasking\(strategy, slots=4\)"):
+    message = rf"left out in part; .*TubeMasking\(strategy, slots={slots}\)"
+    with pytest.raises(ValueError, match=message):
         strategy(clips())
 
 
