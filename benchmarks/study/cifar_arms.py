@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.study.settings import (
     CURRICULUM,
+    RULED_LESS_TREND,
     UNWEIGHTED,
     PhotoRecipe,
     Setting,
@@ -157,16 +158,19 @@ SHORT_CPU = replace(CPU, epochs=TUNING_EPOCHS[CPU.data])
 
 def cifar_cpu() -> list[Setting]:
     """What the GPU's ten minutes left out, on the smaller recipe: at equal epochs, ratios below
-    0.75, and the reward of ``learning`` that lost least on digits. Its baselines first.
+    0.75, and of ``learning`` the reward that lost least on digits and the ratio by the ruler. The
+    untrained encoder first.
     """
     options = {**network(SHORT_CPU.patch // 2), **UNWEIGHTED}
     progress = masked("ProgressMasking", 0.75, **options)
+    random = arms(SHORT_CPU, 0.5)["random"].masking
+    by_ruler = dict(type="RulerMasking", masking=random, choice="less trend")
     return [
         Setting("untrained", SHORT_CPU, encoder="untrained"),
-        Setting("pixels", SHORT_CPU, encoder="pixels"),
         arms(SHORT_CPU, 0.75)["random"],
         arms(SHORT_CPU, 0.75)[SHARE],
         Setting("progress, inclusion", SHORT_CPU, progress),
+        Setting(RULED_LESS_TREND, SHORT_CPU, by_ruler),
         *(
             arms(SHORT_CPU, ratio)[name]
             for ratio in (0.5, 0.25)

@@ -8,7 +8,10 @@ from typing import Any
 
 from benchmarks.study import cifar_arms
 from benchmarks.study.settings import (
+    DRAWN,
     RECIPES,
+    RULED,
+    RULED_LESS_TREND,
     SETS,
     STRENGTHS,
     UNWEIGHTED,
@@ -388,8 +391,6 @@ def seen_predicted() -> list[Setting]:
     return settings
 
 
-RULED, RULED_LESS_TREND = "random, by ruler", "random, by ruler less trend"
-DRAWN = "random, ratio drawn"
 SETTLE = 300  # steps, three times what the critics' mean looks back
 LEARNING = {
     "adversarial": "AdversarialMasking", "progress": "ProgressMasking", "regret": "RegretMasking",

@@ -12,13 +12,14 @@ from benchmarks.markdown import markdown_table
 from benchmarks.study.cifar_arms import CPU, GPU
 from benchmarks.study.cifar_tables import STOCK
 from benchmarks.study.evidence import fill, mean, rows_of
-from benchmarks.study.experiments import CHOSEN, DRAWN, PILOTED, RULED, RULED_LESS_TREND
-from benchmarks.study.settings import USABLE
+from benchmarks.study.experiments import CHOSEN, PILOTED
+from benchmarks.study.settings import DRAWN, RULED, RULED_LESS_TREND, USABLE
 from benchmarks.study.store import Row
 from benchmarks.study.tables import SPLITS, Cell, by_cell, cell, difference, label, spread
 
 FIXED: tuple[Cell, ...] = tuple(("random", ratio) for ratio in (0.375, 0.5, 0.75))
 PROGRESS: Cell = ("progress, inclusion", 0.75)
+BY_RULER: Cell = (RULED_LESS_TREND, None)
 # The learned masks that docs/choosing.md names for such images, at the ratio of the tuning seeds.
 BEST_FIXED: dict[str, Cell] = {
     "shapes": ("adversarial", CHOSEN["shapes"]["adversarial"]),
@@ -54,9 +55,9 @@ def rewards(data: str) -> Callable[[Path], Sequence[str]]:
 
 
 def on_cifar(results: Path) -> Sequence[str]:
-    """Progress beside random masks at 0.75, on report seeds."""
+    """Progress, and the ratio by the ruler, beside random masks at 0.75, on report seeds."""
     rows = rows_of(results, "cifar_cpu", "report", CPU.data)
-    return beside_random([row for row in rows if cell(row) in (STOCK, PROGRESS)])
+    return beside_random([row for row in rows if cell(row) in (STOCK, PROGRESS, BY_RULER)])
 
 
 def beside_random(rows: Sequence[Row]) -> Sequence[str]:

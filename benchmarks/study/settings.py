@@ -117,6 +117,9 @@ STRENGTHS: dict[str, Any] = {
 # With fixed counts the adversarial loss is then the reconstruction loss once more: the autoencoder
 # is trained as under random masks, and only the masks are the adversary's.
 UNWEIGHTED = dict(loss=dict(score_weighted=False))
+# Masks whose ratio follows the ruler, see learning.RulerHook, and their control.
+RULED, RULED_LESS_TREND = "random, by ruler", "random, by ruler less trend"
+DRAWN = "random, ratio drawn"
 
 
 def network(downsample: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from benchmarks.study.cifar_tables import STOCK
 from benchmarks.study.evidence import best_free, fill, mean, price, rows_of
 from benchmarks.study.experiments import CHOSEN, PREDICTED, SEEN
 from benchmarks.study.figures import forest
+from benchmarks.study.learning_tables import BY_RULER, PROGRESS
 from benchmarks.study.settings import USABLE
 from benchmarks.study.stats import Comparison, compare
 from benchmarks.study.tables import Cell, by_cell, interval
@@ -80,10 +81,13 @@ def columns(results: Path) -> tuple[Column, ...]:
         return {
             SHARE: Apart("half_random", data, (SHARE, 0.75), random),
             LEARNING[0]: Apart("learning_report", data, ("progress, inclusion", 0.5), random),
-            LEARNING[1]: Apart("learning_report", data, ("random, by ruler", None), random),
+            LEARNING[1]: Apart("learning_report", data, BY_RULER, random),
         }
 
-    progress = Apart("cifar_cpu", CPU.data, ("progress, inclusion", 0.75), ("cifar_cpu", STOCK))
+    small = {
+        words: Apart("cifar_cpu", CPU.data, one, ("cifar_cpu", STOCK))
+        for words, one in zip(LEARNING, (PROGRESS, BY_RULER), strict=True)
+    }
     cifar = {
         SHARE: (SHARE, 0.75),
         "adversarial": ("adversarial", CIFAR_CHOSEN["adversarial"]),
@@ -103,7 +107,7 @@ def columns(results: Path) -> tuple[Column, ...]:
     return (
         Column(
             "CIFAR-10", "cifar", GPU.data, cifar, ("random", CIFAR_CHOSEN["random"]),
-            {LEARNING[0]: progress},
+            small,
         ),
         Column(
             "coloured shapes on texture", "flops", "shapes", shapes,
