@@ -80,10 +80,13 @@ mutants: env
 breaks: env
 	$(PYTHON_ENV) -m tests.breaks
 
-# The figures of docs/estimators.md.
+# Every number of docs/estimators.md but those of the study: TIME on two cores.
 estimators: env
 	$(PYTHON_ENV) -m benchmarks.estimator_bias
 	$(PYTHON_ENV) -m benchmarks.estimator_trained
+	$(PYTHON_ENV) -m benchmarks.planted_difficulty
+	$(PYTHON_ENV) -m benchmarks.original_loop
+	$(PYTHON_ENV) -m benchmarks.estimators_page
 
 # Every method of mmpretrain on both stacks: docs/results/methods.md.
 methods: env env-forks

@@ -67,7 +67,7 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
             ``dict(type='quantile' | 'constant' | 'mean' | 'tracking' | 'difficulty', ...)``.
         estimator: an :class:`~amn_masking.estimators.Estimator`, or
             ``dict(type='straight_through' | 'gumbel' | 'inclusion' | 'score_function' | 'ranking',
-            ...)``.
+            ...)``, by default ``inclusion``.
         strength: of the reversed gradient, in [-1, 1]: +1 adversarial (masks what is hard), 0
             frozen, -1 cooperative (masks what is easy). A number, or a schedule such as
             ``dict(type='linear', start=-1, end=1)`` over the course of training; see
@@ -78,8 +78,8 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
             (docs/choosing.md).
         standardise: whether the logits are standardised per image, so that the network chooses an
             order and not a scale. The specification has none: False, with
-            ``threshold=dict(type='mean')`` and ``network=dict(downsample=1)``, is its loop to the
-            letter.
+            ``threshold=dict(type='mean')`` and ``network=dict(downsample=1)``, is its loop, whose
+            noise and estimator are left open (docs/specification.md).
         temperature: > 0, of the standardised logits; larger samples closer to uniform. A number or
             a schedule. Without ``standardise`` it is refused.
         reward: ``'error'``, or ``'variance_normalised'``: each patch's error over the variance of

@@ -54,11 +54,18 @@ class AdversarialChecks(RatioMixin):
                 f"log-probability of a mask is only known then, got {drawn}; use "
                 "threshold=dict(type='quantile') or another estimator"
             )
+        if isinstance(self.estimator, ScoreFunction) and self.free_counts and not self.standardise:
+            raise ValueError(
+                "estimator 'score_function' with a free count expected standardise=True, because "
+                "the mean error of the masked patches also changes with how many are masked, and "
+                "all scores would drift to 0 or 1 (docs/estimators.md); use "
+                "threshold=dict(type='quantile') or another estimator"
+            )
         if self.gate and not self.estimator.differentiable:
             raise ValueError(
                 f"gate=True lets the gradient through the surrogate mask of visible tokens, but "
-                f"estimator {type(self.estimator).__name__} has none there; use 'straight_through' "
-                "or 'gumbel', or leave the gate out"
+                f"estimator {type(self.estimator).__name__} has none there; use 'inclusion', "
+                "'straight_through' or 'gumbel', or leave the gate out"
             )
 
     def check_takes_ratio(self) -> None:

@@ -66,7 +66,7 @@ class RankedMasking(MaskingStrategy):
             giver: what gives the function in mmpretrain, for the message.
 
         Raises:
-            ValueError: there is no function, or it gives another shape.
+            ValueError: there is no function, or it gives another shape, NaN or infinity.
         """
         function, grid = getattr(self, name), self.grid(images)
         if function is None:
@@ -81,7 +81,16 @@ class RankedMasking(MaskingStrategy):
                 f"{name}= expected to give {expected} for a {times(grid)} grid, "
                 f"without prefix tokens, got {tuple(values.shape)}"
             )
+        self.check_priorities(values)
         return values
+
+    def check_priorities(self, priorities: Tensor) -> None:
+        """Refuse NaN and infinity, as :func:`~amn_masking.checks.check_finite` does."""
+        check_finite(
+            priorities,
+            f"{type(self).__name__:.60} expected finite priorities, got NaN or infinity; where "
+            "NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'",
+        )
 
     def forward(
         self, images: Tensor, generator: Generator | None = None, valid: Tensor | None = None
@@ -93,11 +102,7 @@ class RankedMasking(MaskingStrategy):
         ratio = self.chosen_ratio if self.chooses_predicted else self.mask_ratio
         num_masked = count_masked(math.prod(grid), ratio)
         priorities = self.priorities(images, num_masked, generator).float()
-        check_finite(
-            priorities,
-            f"{type(self).__name__:.60} expected finite priorities, got NaN or infinity; where "
-            "NaN means no data: masking(images, valid=...), in mmpretrain the samples' 'valid'",
-        )
+        self.check_priorities(priorities)
         candidates = Candidates(
             priorities, grid, valid=valid, deterministic=not self.training, generator=generator
         )

@@ -13,7 +13,8 @@ class Constant(Threshold):
 
     The simplest threshold of the original loop, ``scores > value``. The count is free within
     ``ratio_range``, and no ``mask_ratio`` is taken. It is meant for ``standardise=False``: with
-    standardised logits about half of an image's scores lie above 0.5, whatever the image.
+    standardised logits about half of an image's scores lie above 0.5, whatever the image. The ratio
+    is then the network's to choose, and may end at either end of ``ratio_range``.
 
     Args:
         value: in (0, 1), on the scale of the scores.

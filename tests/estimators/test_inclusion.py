@@ -151,9 +151,10 @@ def test_gradcheck(free, drawn):
     assert gradcheck(lambda z: inclusion_probabilities(z, selection), logits)
 
 
-def test_the_objective_is_the_written_formula():
+@pytest.mark.parametrize("free", [False, True])
+def test_the_objective_is_the_written_formula(free):
     estimator = Inclusion(floor=0.3)
-    logits, _, selection, patch_mask = selected(estimator)
+    logits, _, selection, patch_mask = selected(estimator, free)
     error, mask = torch.rand(3, 6, dtype=torch.float64), patch_mask.mask
     mu = inclusion_probabilities(logits, selection)
     weight = mask / mu.detach().clamp_min(0.3)

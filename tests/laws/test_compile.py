@@ -147,6 +147,9 @@ BREAKS = {  # they read a count back, so the graph breaks there, and only there
     "mean": lambda: AdversarialMasking(
         None, SIDE, dict(channels=4), dict(type="mean"), random_share=0.3
     ),
+    "constant": lambda: AdversarialMasking(
+        None, SIDE, dict(channels=4), dict(type="constant"), standardise=False
+    ),
     "tracking": lambda: AdversarialMasking(0.5, SIDE, dict(channels=4), dict(type="tracking")),
     "difficulty": lambda: AdversarialMasking(
         0.5, SIDE, dict(channels=4), dict(type="difficulty"), random_share=0.3

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss, PatchMask
+from amn_masking.estimators import ESTIMATORS
 from amn_masking.patches import patchify
 from tests.helpers import draws
 from tests.helpers.autoencoder import Autoencoder
@@ -77,8 +78,8 @@ def test_mmpretrain_s_mae_treats_each_image_as_alone(seed):
         torch.testing.assert_close(in_batch, loss, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("threshold", ["mean", "tracking"])
-@pytest.mark.parametrize("estimator", ["straight_through", "gumbel", "score_function", "ranking"])
+@pytest.mark.parametrize("threshold", ["constant", "mean", "tracking"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_mmpretrain_s_mae_trains_with_free_counts(threshold, estimator):
     pytest.importorskip("mmpretrain", reason="needs the extra 'mmpretrain' or 'onedl'")
     from tests.helpers.small_mae import build, step

@@ -6,6 +6,7 @@ import pytest
 
 from amn_masking.counts import count_masked
 from amn_masking.patches import pool_to_patches
+from amn_masking.strategies import AttentionMasking, OracleMasking
 from amn_masking.strategies.ranked import RankedMasking
 from tests.helpers.pictures import SIDE, brightness, images_of
 
@@ -26,6 +27,20 @@ def test_the_first_patches_are_masked_and_their_number_is_exact(ratio):
         assert row[masked].min() > row[~masked].max()
 
 
-def test_priorities_that_are_no_numbers_are_refused():
-    with pytest.raises(ValueError, match="BrightestFirst expected finite priorities"):
-        BrightestFirst(0.5, SIDE)(images_of((4, 4), 2) * float("nan"))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        BrightestFirst(0.5, SIDE),
+        OracleMasking(0.5, SIDE, brightness),
+        AttentionMasking(0.5, SIDE, attention=brightness),
+        AttentionMasking(0.5, SIDE, hint_share=0.99, attention=brightness),
+    ],
+)
+def test_priorities_that_are_no_numbers_are_refused(strategy, value):
+    """One patch is enough, though it may be drawn as a hint."""
+    images = images_of((4, 4), 32)
+    images[:, :, :SIDE, :SIDE] = value
+    message = f"{type(strategy).__name__} expected finite priorities"
+    with pytest.raises(ValueError, match=message):
+        strategy(images)

@@ -45,6 +45,8 @@ def test_a_flat_image_does_not_outweigh_the_batch(estimator, noise):
     images[0] = 0.3 + noise * torch.randn(3, 24, 24)
     got = gradient(masking, images, error)
     assert got.norm() < 3 * usual.norm()
+    if estimator != "score_function":  # whose mean over 30 masks is mostly noise
+        assert torch.cosine_similarity(got, usual, dim=0) > 0.8
     scale = reward_scale(images, (6, 6))
     assert (scale[0] >= 0.1 * scale[1:].mean() / 2.5).all()
 

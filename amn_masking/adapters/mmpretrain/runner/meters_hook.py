@@ -136,7 +136,9 @@ class MaskingMetersHook(Hook):
         if patch_mask.mask.shape[0] > 1:
             scalars["mask_distance"] = mask_distance(patch_mask.predicted)
         if patch_mask.learned is not None:
-            scalars["score_entropy"] = score_entropy(patch_mask.learned.score_logits)
+            scalars["score_entropy"] = score_entropy(
+                patch_mask.learned.score_logits, patch_mask.valid
+            )
         numbers = over_ranks(scalars)
         # Of the errors of all ranks. An error of exactly 0 gives no exception.
         random = numbers["random_mask_error"]

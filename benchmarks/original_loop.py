@@ -1,0 +1,230 @@
+"""The original loop to the letter, with every estimator, and with tau held still.
+
+    python -m benchmarks.original_loop
+
+A tiny masked autoencoder learns with its masks for 1,000 steps: scores that are not standardised,
+`threshold=dict(type='mean')`, one backward, one optimizer. Writes docs/results/original_loop.csv
+and a table made from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amn_masking import AdversarialMasking, CombinedAdversarialLoss
+from amn_masking.estimators import Gumbel, Inclusion, StraightThrough
+from amn_masking.estimators.base import Estimator, straight_through
+from amn_masking.meters import adversarial_gain
+from amn_masking.patches import image_means, patchify
+from amn_masking.thresholds import Selection
+from benchmarks.markdown import markdown_table
+from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
+
+EDGE = 2e-6  # of 0 or 1: a score so near has next to no gradient
+
+
+class Ended(NamedTuple):
+    """How a training ended."""
+
+    ratio: float  # of the last 50 masks
+    at_zero: float  # share of the scores within EDGE of 0
+    at_one: float  # and of 1
+    masked_score: float  # mean score of the masked patches
+    visible_score: float  # and of the others
+    # Error under the masks over that under random ones of the same counts, mean over every tenth
+    # step of the second half: where the autoencoder learns what is masked, masks may lag behind.
+    gain: float
+
+
+class Unchecked(AdversarialMasking):
+    """Takes what is refused, to measure why it is."""
+
+    def check(self) -> None:
+        pass
+
+
+def train(
+    steps: int = 1000,
+    seed: int = 0,
+    batch: int = 32,
+    strategy: type[AdversarialMasking] = AdversarialMasking,
+    **options: object,
+) -> Ended:
+    """Train a tiny masked autoencoder together with its masks, of the strategy's options."""
+    torch.manual_seed(seed)
+    draw, apart = (torch.Generator().manual_seed(seed + 1000 * n) for n in (1, 2))
+    model = TinyMAE()
+    masking = strategy(patch_size=PATCH, network=dict(channels=16, downsample=1), **options)
+    optimizer = torch.optim.Adam([*model.parameters(), *masking.parameters()], lr=1e-3)
+    criterion = CombinedAdversarialLoss()
+    ratios, gains = [], []
+    for step in range(steps):
+        images = pictures(batch, draw)
+        patch_mask = masking(images)
+        loss = criterion(model(images, patch_mask), patchify(images, (PATCH, PATCH)), patch_mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ratios.append(patch_mask.mask.mean().item())
+        if step % 10 == 0 and 2 * step >= steps:
+            with torch.no_grad():
+                error = partial(model.error, images)
+                gains.append(adversarial_gain(error, patch_mask, apart).item())
+    with torch.no_grad():
+        patch_mask = masking(pictures(128, draw))
+    scores, mask = patch_mask.learned.patch_scores, patch_mask.mask
+
+    def mean(values: Tensor) -> float:
+        return values.float().mean().item()
+
+    return Ended(
+        ratio=sum(ratios[-50:]) / len(ratios[-50:]),
+        at_zero=mean(scores < EDGE),
+        at_one=mean(scores > 1 - EDGE),
+        masked_score=mean(image_means(scores, mask)),
+        visible_score=mean(image_means(scores, 1 - mask)),
+        gain=sum(gains) / len(gains),
+    )
+
+
+class HeldStraightThrough(StraightThrough):
+    """What collapses: tau without a gradient, so that all logits of an image move together."""
+
+    def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
+        soft = torch.sigmoid((logits - selection.tau.detach()) / self.temperature)
+        return straight_through(selection.patch_mask.mask, soft)
+
+
+class HeldGumbel(HeldStraightThrough, Gumbel):
+    def __init__(self) -> None:
+        Gumbel.__init__(self)
+
+    def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
+        return super().surrogate(priorities + logits - logits.detach(), priorities, selection)
+
+
+class HeldInclusion(Inclusion):
+    """Of free counts."""
+
+    def relax(
+        self, logits: Tensor, priorities: Tensor, selection: Selection
+    ) -> tuple[Tensor, Tensor | None]:
+        chances = torch.sigmoid(logits - selection.tau.detach())
+        return straight_through(selection.patch_mask.mask, chances), chances.detach()
+
+
+HELD: dict[str, Estimator] = {
+    "straight_through": HeldStraightThrough(),
+    "straight_through, no noise": HeldStraightThrough(noise=0),
+    "gumbel": HeldGumbel(),
+    "inclusion": HeldInclusion(),
+}
+ARMS: dict[tuple[str, str], object] = {
+    ("straight_through, no noise", "moves"): dict(type="straight_through", noise=0)
+}
+ARMS |= {
+    (name, "moves"): dict(type=name)
+    for name in ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
+}
+ARMS |= {(name, "held still"): estimator for name, estimator in HELD.items()}
+
+
+def run(name: str, tau: str, strength: float, seed: int, steps: int) -> dict[str, object]:
+    """One row."""
+    torch.set_num_threads(1)
+    found = train(
+        steps,
+        seed,
+        strategy=Unchecked,
+        strength=strength,
+        threshold=dict(type="mean"),
+        standardise=False,
+        estimator=ARMS[name, tau],
+    )
+    return (
+        dict(estimator=name, tau=tau, strength=strength, seed=seed, steps=steps)
+        | {key: f"{value:.4g}" for key, value in found._asdict().items()}
+        | dict(torch=torch.__version__.split("+")[0], machine=f"CPU, {platform.machine()}")
+    )
+
+
+def measure(seeds: int, steps: int, jobs: int) -> list[dict[str, object]]:
+    """The rows of all arms, both signs and so many seeds."""
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        waiting = [
+            pool.submit(run, name, tau, strength, seed, steps)
+            for strength, (name, tau), seed in product((1.0, -1.0), ARMS, range(seeds))
+        ]
+        return [row.result() for row in waiting]
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Markdown: mean and range over the seeds."""
+    head = ["strength", "estimator", "mask ratio", "scores at 0", "scores at 1"]
+    head += ["score of the masked", "error over random masks"]
+    lines = []
+    for strength, (name, tau) in product(("1.0", "-1.0"), ARMS):
+        of_arm = [
+            row
+            for row in rows
+            if (row["strength"], row["estimator"], row["tau"]) == (strength, name, tau)
+        ]
+        cells = []
+        for column in ("ratio", "at_zero", "at_one", "masked_score", "gain"):
+            values = [float(row[column]) for row in of_arm]
+            cells.append(f"{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+        kind, comma, rest = name.partition(",")
+        lines.append([
+            f"{float(strength):+.0f}",
+            f"`{kind}`{comma}{rest}{', tau held still' if tau == 'held still' else ''}",
+            *cells,
+        ])  # fmt: skip
+    first = rows[0]
+    return "\n".join([
+        *markdown_table(head, lines),
+        "",
+        f"Mean and range over n = {len({row['seed'] for row in rows})} seeds. A tiny masked "
+        "autoencoder that learns with its masks (`benchmarks/tiny_mae.py`), "
+        "`threshold=dict(type='mean')`, `standardise=False`, Adam at 1e-3, batches of 32, "
+        f"{first['steps']} steps; at 0 or 1: within 2e-6. The ratio's range is 0.05 to 0.95. The "
+        "error is the mean over every tenth step of the second half. So long a training is not "
+        f"the same on every processor. torch {first['torch']}, {first['machine']}. Again by "
+        "`python -m benchmarks.original_loop`.",
+        "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "original_loop.csv"
+    rows = measure(args.seeds, args.steps, args.jobs)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with path.open(newline="") as file:
+        text = table(list(csv.DictReader(file)))
+    (args.out / "original_loop.md").write_text(f"# The original loop\n\n{text}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
