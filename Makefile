@@ -80,11 +80,10 @@ mutants: env
 breaks: env
 	$(PYTHON_ENV) -m tests.breaks
 
-# Every number of docs/estimators.md but those of the study: TIME on two cores.
+# The numbers of docs/estimators.md but those of planted difficulty, which take hours, and the study's.
 estimators: env
 	$(PYTHON_ENV) -m benchmarks.estimator_bias
 	$(PYTHON_ENV) -m benchmarks.estimator_trained
-	$(PYTHON_ENV) -m benchmarks.planted_difficulty
 	$(PYTHON_ENV) -m benchmarks.original_loop
 	$(PYTHON_ENV) -m benchmarks.estimators_page
 
