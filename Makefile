@@ -80,7 +80,7 @@ mutants: env
 breaks: env
 	$(PYTHON_ENV) -m tests.breaks
 
-# The numbers of docs/estimators.md but those of planted difficulty, which take hours, and the study's.
+# The numbers of docs/estimators.md, except planted difficulty (hours) and the study.
 estimators: env
 	$(PYTHON_ENV) -m benchmarks.estimator_bias
 	$(PYTHON_ENV) -m benchmarks.estimator_trained

@@ -84,7 +84,7 @@ def train(
                 gains.append(adversarial_gain(error, patch_mask, apart).item())
     with torch.no_grad():
         patch_mask = masking(pictures(128, draw))
-    scores, mask = patch_mask.learned.patch_scores, patch_mask.mask
+    scores, mask = patch_mask.learned.relative_scores, patch_mask.mask
 
     def mean(values: Tensor) -> float:
         return values.float().mean().item()
@@ -107,16 +107,12 @@ class HeldStraightThrough(StraightThrough):
         return straight_through(selection.patch_mask.mask, soft)
 
 
-class HeldGumbel(HeldStraightThrough, Gumbel):
-    def __init__(self) -> None:
-        Gumbel.__init__(self)
-
-    def surrogate(self, logits: Tensor, priorities: Tensor, selection: Selection) -> Tensor:
-        return super().surrogate(priorities + logits - logits.detach(), priorities, selection)
+class HeldGumbel(Gumbel, HeldStraightThrough):
+    """The same at the noisy logits."""
 
 
 class HeldInclusion(Inclusion):
-    """Of free counts."""
+    """The same of inclusion's chances, for free counts."""
 
     def relax(
         self, logits: Tensor, priorities: Tensor, selection: Selection

@@ -37,7 +37,7 @@ class ScoreFunction(Estimator):
 
     Unbiased as long as no image's free count meets ``ratio_range``, which is no part of pi. A free
     count with ``standardise=False`` is refused: the mean error of the masked patches also changes
-    with how many are masked, and all scores would drift to 0 or 1.
+    with how many are masked, and all scores could drift to 0.
 
     Args:
         masks_per_image: m >= 1; with m > 1 each image stands m times in a row in the batch,

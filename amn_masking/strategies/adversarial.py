@@ -78,8 +78,8 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
             (docs/choosing.md).
         standardise: whether the logits are standardised per image, so that the network chooses an
             order and not a scale. The specification has none: False, with
-            ``threshold=dict(type='mean')`` and ``network=dict(downsample=1)``, is its loop, whose
-            noise and estimator are left open (docs/specification.md).
+            ``threshold=dict(type='mean')`` and ``network=dict(downsample=1)``, is its loop; it
+            names no estimator and no noise (docs/specification.md).
         temperature: > 0, of the standardised logits; larger samples closer to uniform. A number or
             a schedule. Without ``standardise`` it is refused.
         reward: ``'error'``, or ``'variance_normalised'``: each patch's error over the variance of

@@ -58,7 +58,7 @@ class AdversarialChecks(RatioMixin):
             raise ValueError(
                 "estimator 'score_function' with a free count expected standardise=True, because "
                 "the mean error of the masked patches also changes with how many are masked, and "
-                "all scores would drift to 0 or 1 (docs/estimators.md); use "
+                "all scores could drift to 0 (docs/estimators.md); use "
                 "threshold=dict(type='quantile') or another estimator"
             )
         if self.gate and not self.estimator.differentiable:

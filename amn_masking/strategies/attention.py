@@ -32,7 +32,8 @@ class AttentionMasking(RankedMasking):
             from the method's own MAEViT; elsewhere give a function.
 
     Raises:
-        ValueError: a value out of range; in ``forward``, no ``attention``, or of another shape.
+        ValueError: a value out of range; in ``forward``, no ``attention``, or of another shape, or
+            not finite.
 
     Example:
         >>> import torch
@@ -69,6 +70,7 @@ class AttentionMasking(RankedMasking):
         hints = min(round(self.hint_share * num_masked), attention.shape[1] - num_masked)
         if hints == 0:
             return attention
+        self.check_priorities(attention)  # a hint would hide what is no number
         # In eval() the hints are the same in every call; equal attention is ordered at random.
         chosen = Candidates(
             attention, grid, deterministic=not self.training, generator=generator

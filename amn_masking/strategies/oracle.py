@@ -28,7 +28,8 @@ class OracleMasking(RankedMasking):
             at ratio 0.25 four masks a round, at 0.75 two.
 
     Raises:
-        ValueError: a value out of range; in ``forward``, no ``error``, or of another shape.
+        ValueError: a value out of range; in ``forward``, no ``error``, or of another shape, or not
+            finite.
     """
 
     chooses_predicted = True

@@ -66,7 +66,7 @@ class RankedMasking(MaskingStrategy):
             giver: what gives the function in mmpretrain, for the message.
 
         Raises:
-            ValueError: there is no function, or it gives another shape, NaN or infinity.
+            ValueError: there is no function, or it gives another shape.
         """
         function, grid = getattr(self, name), self.grid(images)
         if function is None:
@@ -81,7 +81,6 @@ class RankedMasking(MaskingStrategy):
                 f"{name}= expected to give {expected} for a {times(grid)} grid, "
                 f"without prefix tokens, got {tuple(values.shape)}"
             )
-        self.check_priorities(values)
         return values
 
     def check_priorities(self, priorities: Tensor) -> None:

@@ -20,25 +20,27 @@ pytestmark = pytest.mark.thorough
 ORIGINAL = dict(threshold=dict(type="mean"), standardise=False)
 # make test-thorough: all of it, for as long as the specification's own threshold below.
 CASES = [(False, 0), (False, 1), (False, 2), (True, 0)] if THOROUGH else [(False, 0)]
-LENGTH = dict(steps=1000, batch=32) if THOROUGH else dict(steps=300, batch=16)
+LONG, SHORT = dict(steps=1000, batch=32), dict(steps=300, batch=16)
 # A constant's ratio is the network's to choose, and `difficulty` moves its own: both may go to an
-# end of the range, where the threshold chooses the patches in the order of their scores, whatever
-# these are.
+# end of the range, where the threshold chooses the patches in the order of their scores.
 TO_AN_END = ("constant", "difficulty")
 
 
 def check(found, strength, threshold="mean"):
     """Raise AssertionError if a training ended as what collapses does.
 
-    There all logits of an image go down together. The few patches that are masked are hard (easy)
-    all the same, but their own scores are next to 0 as well: 0.08 at most, where they are 0.14 at
-    least in what does not collapse (docs/results/original_loop.md). Where the threshold holds the
-    ratio three quarters of the scores go to 0 at +1, where what does not collapse has none.
+    There all logits of an image go down together. With the mean as the threshold few patches are
+    masked. They are hard (easy) all the same, but their own scores are next to 0 as well: 0.08 at
+    most, where they are 0.25 at least in what does not collapse (docs/results/original_loop.md; at
+    -1 inclusion ends alike with either tau). With `quantile` three quarters of all scores are at 0
+    at +1, and none in what does not collapse; at -1 the two are not told apart.
     """
-    if threshold not in TO_AN_END:
-        assert 0.1 <= found.ratio <= 0.9, found
-        assert found.masked_score > 0.1 if threshold == "mean" else found.at_zero < 0.5, found
-        assert found.at_one < 0.6, found
+    low, high = (0.0, 1.0) if threshold in TO_AN_END else (0.1, 0.9)
+    assert low <= found.ratio <= high, found
+    if threshold == "mean":
+        assert found.masked_score > 0.15, found
+    at_most = 0.75 if threshold in TO_AN_END else 0.6
+    assert max(found.at_zero, found.at_one) < at_most, found
     assert found.gain > 1.02 if strength > 0 else found.gain < 0.98, found
 
 
@@ -55,15 +57,16 @@ def test_the_original_loop_to_the_letter(seed, noise, strength):
 
 
 PAIRS = list(product(ESTIMATORS, THRESHOLDS))
-# Else the specification's own with the default, and each estimator and each threshold twice, with
-# both signs.
+# Else the specification's own threshold with the default estimator, what the unbiased one is for,
+# and each estimator and each threshold twice, with both signs, as far as they are not refused.
+ALWAYS = [("inclusion", "mean"), ("score_function", "quantile")]
 ESTIMATOR_NAMES, THRESHOLD_NAMES = list(ESTIMATORS), list(THRESHOLDS)
 SIGNED = [
     (estimator, threshold, strength)
     for estimator, threshold in PAIRS
     for place, strength in enumerate((1.0, -1.0))
     if THOROUGH
-    or (estimator, threshold) == ("inclusion", "mean")
+    or (estimator, threshold) in ALWAYS
     or (ESTIMATOR_NAMES.index(estimator) + place) % len(THRESHOLDS)
     == THRESHOLD_NAMES.index(threshold)
 ]
@@ -94,7 +97,9 @@ def test_every_estimator_with_every_threshold(estimator, threshold, strength, st
         with pytest.raises(ValueError, match=refused):
             train(1, **settings)
         return
-    check(train(**LENGTH, seed=seed, **settings), strength, threshold)
+    # What the measured bounds are of is as long as the measurement.
+    length = LONG if THOROUGH or threshold == "mean" else SHORT
+    check(train(**length, seed=seed, **settings), strength, threshold)
 
 
 @thorough_only
@@ -103,9 +108,8 @@ def test_every_estimator_with_every_threshold(estimator, threshold, strength, st
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_standardised_logits_with_the_mean_of_their_scores(estimator, strength):
     found = train(
-        300, batch=16, strength=strength, threshold=dict(type="mean"),
-        estimator=dict(type=estimator),
-    )  # fmt: skip
+        **SHORT, strength=strength, threshold=dict(type="mean"), estimator=dict(type=estimator)
+    )
     check(found, strength)
 
 
@@ -133,6 +137,6 @@ def test_so_it_does_where_the_ratio_is_held():
 
 @pytest.mark.slow
 def test_it_fails_within_the_length_of_ci():
-    found = train(300, batch=16, estimator=HELD["straight_through, no noise"], **ORIGINAL)
+    found = train(**SHORT, estimator=HELD["straight_through, no noise"], **ORIGINAL)
     with pytest.raises(AssertionError, match="Ended"):
         check(found, 1.0)
