@@ -7,6 +7,9 @@ EXTRAS := mmpretrain,timm,huggingface,lightly,monai,demo,test,dev,docs
 PYTHON_ENV := .venv/bin/python
 WORK_DIR := work_dirs/demo
 CONFIG := configs/mmpretrain/mae_amn_vit-tiny_photos.py
+# Containers often forbid Python to keep what it compiled. The tests start some two hundred processes,
+# and each would compile torch and mmpretrain anew, which doubles the time of an import.
+export PYTHONDONTWRITEBYTECODE :=
 TWO := -n 2 --dist loadgroup# two workers; tests with a costly fixture in common go to one
 
 help:
