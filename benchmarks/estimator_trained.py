@@ -11,7 +11,6 @@ the score function, with each image's own expected error as the baseline, over o
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from amn_masking.learned import LearnedMask
 from amn_masking.patches import image_means, masked_mean
 from amn_masking.rewards import patch_variance
 from amn_masking.thresholds import Candidates, Quantile, Selection
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, write_results
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 
 SIDE, GRID, LENGTH, BATCH = 32, (8, 8), 64, 32
@@ -206,19 +205,9 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=800)
     parser.add_argument("--steps", type=int, default=800)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "estimators_trained.csv"
     rows = [row for seed in range(args.seeds) for row in measure(seed, 0.5, args.steps, args.masks)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    with path.open(newline="") as file:
-        text = table(list(csv.DictReader(file)))
-    (args.out / "estimators_trained.md").write_text(
-        f"# Estimators on a trained autoencoder\n\n{text}"
-    )
-    print(text)
+    path, title = args.out / "estimators_trained.csv", "Estimators on a trained autoencoder"
+    write_results(path, title, rows, table)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and a table made from it.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -29,7 +28,7 @@ from amn_masking.estimators.base import Estimator, straight_through
 from amn_masking.meters import adversarial_gain
 from amn_masking.patches import image_means, patchify
 from amn_masking.thresholds import Selection
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, write_results
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 
 EDGE = 2e-6  # of 0 or 1: a score so near has next to no gradient
@@ -209,17 +208,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "original_loop.csv"
+    if args.steps < 20:
+        parser.error(f"--steps expected 20 or more, for a tenth one in each half, got {args.steps}")
     rows = measure(args.seeds, args.steps, args.jobs)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    with path.open(newline="") as file:
-        text = table(list(csv.DictReader(file)))
-    (args.out / "original_loop.md").write_text(f"# The original loop\n\n{text}")
-    print(text)
+    write_results(args.out / "original_loop.csv", "The original loop", rows, table)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ docs/results/planted.csv and a table made from it.
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 from amn_masking.patches import patchify
 from benchmarks.enumeration import fixed_masks
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, write_results
 
 ESTIMATORS = ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
 PATCH = 4
@@ -245,17 +244,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "planted.csv"
     rows = run(args.seeds)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    with path.open(newline="") as file:
-        text = table(list(csv.DictReader(file)))
-    (args.out / "planted.md").write_text(f"# Planted difficulty\n\n{text}")
-    print(text)
+    write_results(args.out / "planted.csv", "Planted difficulty", rows, table)
 
 
 if __name__ == "__main__":
