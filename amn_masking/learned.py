@@ -12,6 +12,18 @@ from amn_masking.mask import PatchMask
 from amn_masking.network import to_logits
 
 
+class Once:
+    """Calls a function the first time and does nothing from then on, for all that share it."""
+
+    def __init__(self, function: Callable[[Tensor, LearnedMask], None]) -> None:
+        self.function: Callable[[Tensor, LearnedMask], None] | None = function
+
+    def __call__(self, error: Tensor, learned: LearnedMask) -> None:
+        function, self.function = self.function, None
+        if function is not None:
+            function(error, learned)
+
+
 @dataclass(eq=False)
 class LearnedMask:
     """The choice of a masking network, with the gradient that trains it.
@@ -42,9 +54,9 @@ class LearnedMask:
             gradient that is *not* reversed; None for nothing.
         gate: whether visible tokens are multiplied by 1 - surrogate.
         trainable: whether the masking network has anything to learn from this mask.
-        on_objective: is told of a training step's error and this, before the first objective is
-            made, and of no other: a loss that is evaluated twice is one step. Not under
-            ``torch.no_grad()``.
+        on_objective: is told of a training step's error and this, before the first objective of
+            this mask or a copy of it is made, and of no other: a loss that is evaluated twice is
+            one step. Not under ``torch.no_grad()``.
         one_slot: of a mask that is repeated in every time slot (:meth:`PatchMask.tubes`), the mask
             of one; the mean over the slots of each patch's error is what rewards it.
         loss: the strategy's own weights of the adversarial terms, where its user set them; no other
@@ -75,7 +87,7 @@ class LearnedMask:
     regulariser: Tensor | None = None
     gate: bool = False
     trainable: bool = True
-    on_objective: Callable[[Tensor, LearnedMask], None] | None = None
+    on_objective: Once | None = None
     loss: object | None = None
     one_slot: LearnedMask | None = None
 
@@ -115,7 +127,6 @@ class LearnedMask:
         error = error.where(self.chosen.mask > 0, 0.0)
         if self.on_objective is not None and torch.is_grad_enabled():
             self.on_objective(error, self)
-            self.on_objective = None
         reward = error if self.reward_scale is None else error / self.reward_scale
         objective = self.estimate(reward, self)
         if self.regulariser is not None:

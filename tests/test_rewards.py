@@ -160,9 +160,22 @@ def test_bad_options_are_refused(option, message):
         masking(**option)
 
 
-def test_a_batch_that_is_flat_as_a_whole_is_rewarded_no_more_than_a_hundredfold():
-    """1e-4 of noise on one colour, whose error it is, over its own variance would be 1e4."""
-    for flat in (torch.zeros(1, 3, 16, 24), 1e-4 * images(1)):
-        scale = reward_scale(flat, (2, 3))
-        assert (scale >= 0.01).all()
-        assert (scale < 0.0101).all()
+@pytest.mark.parametrize("colour", [0.3, -2.0])
+def test_a_batch_that_is_flat_as_a_whole_is_rewarded_no_more_than_a_hundredfold(colour):
+    """1e-4 of noise on one colour, over its own variance, would be 1e8 times that of the colour."""
+    scale = reward_scale(colour + 1e-4 * images(1), (2, 3))
+    assert (scale >= 0.0099 * colour**2).all()
+    assert (scale < 0.0101 * colour**2).all()
+    assert (reward_scale(torch.zeros(2, 3, 16, 24), (2, 3)) == 1).all()
+
+
+@pytest.mark.parametrize("factor", [2.0**-8, 2.0**8])
+def test_the_reward_is_the_same_for_pixels_from_0_to_1_and_from_0_to_255(factor):
+    pictures = images().abs()
+    pictures[1] = 0.5
+    scale = reward_scale(pictures, (2, 3))
+    assert torch.equal(reward_scale(factor * pictures, (2, 3)), factor**2 * scale)
+    valid = torch.ones(4, 6, dtype=torch.bool)
+    valid[:, 1] = False
+    pictures[:, :, :8, 8:16] = torch.nan
+    assert torch.isfinite(reward_scale(pictures, (2, 3), valid)).all()

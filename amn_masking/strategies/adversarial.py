@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from amn_masking.checks import check_finite
 from amn_masking.config import build
 from amn_masking.estimators import ESTIMATORS, Estimator
-from amn_masking.learned import LearnedMask
+from amn_masking.learned import LearnedMask, Once
 from amn_masking.losses import CombinedAdversarialLoss
 from amn_masking.mask import PatchMask
 from amn_masking.network import (
@@ -261,7 +261,7 @@ class AdversarialMasking(AdversarialChecks, MaskingStrategy):
             None if entropy is None else -self.entropy_weight * entropy,
             self.gate,
             any(parameter.requires_grad for parameter in self.network.parameters()),
-            self.hear if trains else None,
+            Once(self.hear) if trains else None,
             self.loss if self.own_loss else None,
         )
         chosen = replace(chosen, grid=grid, valid=valid, learned=learned)

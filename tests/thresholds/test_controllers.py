@@ -73,6 +73,20 @@ def test_a_loss_that_is_evaluated_twice_is_one_step():
     assert not torch.equal(masking.threshold.errors, errors)
 
 
+def test_so_are_the_losses_of_copies():
+    masking = AdversarialMasking(0.5, 4, threshold=dict(type="difficulty"), random_share=0.25)
+    patch_mask = masking(images_of((6, 6), batch=4))
+    copies = [patch_mask.take(torch.arange(2)), patch_mask.to("cpu"), patch_mask]
+    heard = []
+    for copy in copies:
+        error = torch.rand(len(copy.mask), 36, requires_grad=True)
+        masking.total_loss(error.mean(), error, copy)
+        heard.append(masking.threshold.errors.clone())
+    assert heard[0].any()
+    assert torch.equal(heard[1], heard[0])
+    assert torch.equal(heard[2], heard[0])
+
+
 @groups_end
 def test_difficulty_is_the_same_on_all_ranks(tmp_path):
     """Two real processes with different errors and scores; what one process does with all of them
