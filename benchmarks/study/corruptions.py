@@ -1,7 +1,7 @@
 """What is done to test pictures to see whether features bear it.
 
 Kinds and parameters of Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations" (arXiv:1903.12261), one of their five severities each, by numpy,
+Corruptions and Perturbations" (arXiv:1903.12261), about one of their five severities each, by numpy,
 SciPy and Pillow; and occlusion. All take ``(N, H, W, 3)`` uint8 and give the same.
 """
 
