@@ -39,10 +39,13 @@ def masked(kind: str, ratio: float, **options: Any) -> dict[str, Any]:
     return dict(type=kind, mask_ratio=ratio, **options)
 
 
-def arms(recipe: PhotoRecipe, ratio: float) -> dict[str, Setting]:
+def arms(recipe: PhotoRecipe, ratio: float, estimator: str = "inclusion") -> dict[str, Setting]:
     """Every strategy at one mask ratio, by its name in tables."""
     net = network(recipe.patch // 2)  # as the shipped configs pool: half a patch
-    adversarial = masked("AdversarialMasking", ratio, strength=1.0, random_share=0.0, **net)
+    adversarial = masked(
+        "AdversarialMasking", ratio, strength=1.0, estimator=dict(type=estimator),
+        random_share=0.0, **net,
+    )  # fmt: skip
     configs: dict[str, Mapping[str, Any]] = {
         "random": masked("RandomMasking", ratio),
         "block": masked("BlockMasking", ratio, min_patches=4),
@@ -144,12 +147,13 @@ def cifar() -> list[Setting]:
 
 
 def cifar_tuning() -> list[Setting]:
-    """Ratios, at equal FLOPs."""
+    """Ratios, at equal FLOPs, with the estimator that was the default when they were chosen."""
     return [
-        at_equal_flops(for_epochs(arms(recipe, ratio)[name], TUNING_EPOCHS[recipe.data]))
+        at_equal_flops(for_epochs(setting, TUNING_EPOCHS[recipe.data]))
         for recipe in RECIPES
         for name, ratios in TUNED.items()
         for ratio in ratios
+        for setting in [arms(recipe, ratio, "straight_through")[name]]
     ]
 
 

@@ -411,7 +411,7 @@ def learning() -> list[Setting]:
             for name, kind in LEARNING.items():
                 masking = dict(type=kind, mask_ratio=ratio, **common)
                 if kind == "AdversarialMasking":
-                    masking["random_share"] = 0.0
+                    masking |= dict(random_share=0.0, estimator=dict(type="inclusion"))
                 settings.append(Setting(f"{name}, inclusion", recipe, masking))
         settled = dict(type="ProgressMasking", settle=SETTLE, **common)
         settings += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -63,32 +63,61 @@ def differences(values: Mapping[str, Sequence[float]], label: str, path: Path) -
     plt.close(figure)
 
 
+PALE = {"C2": "#98d398", "C3": "#ec9494"}
+FEW = 3  # seeds, below which their having one sign says nothing
+
+
+def span(one: Comparison) -> tuple[float, float]:
+    """The interval; where there is none, from the least to the largest seed."""
+    if np.isnan(one.low):
+        return min(one.differences), max(one.differences)
+    return one.low, one.high
+
+
+def colour(one: Comparison) -> str:
+    """Green where the interval is above zero and red where it is below; paler where there is none
+    but each seed is, of at least ``FEW``; else grey.
+    """
+    low, high = span(one)
+    if low <= 0 <= high or len(one.differences) < FEW:
+        return "0.4"
+    strong = "C2" if low > 0 else "C3"
+    return PALE[strong] if np.isnan(one.low) else strong
+
+
 def forest(
-    panels: Mapping[str, Mapping[str, Comparison]], lines: Sequence[str], path: Path
+    panels: Mapping[str, Mapping[str, Comparison]],
+    lines: Sequence[str],
+    hollow: Collection[tuple[str, str]],
+    path: Path,
 ) -> None:
-    """Differences to random masks with their intervals, a panel per data set; where seeds are too
-    few for an interval, thin lines from the least to the largest.
+    """Differences to random masks, a panel per data set.
+
+    Args:
+        panels: by title and line; an interval is a thick bar, a ``span`` without one a thin line.
+        lines: from above.
+        hollow: titles and lines of the points that are not filled.
+        path: of the picture.
     """
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(10, 0.34 * len(lines) + 1.2), sharey=True, layout="constrained"
+        1, len(panels), figsize=(10, 0.34 * len(lines) + 1.4), sharey=True, layout="constrained"
     )
     for panel, (words, found) in zip(axes, panels.items(), strict=True):
         for place, name in enumerate(lines):
             if name not in found:
                 continue
             one = found[name]
-            enough = not np.isnan(one.low)
-            low, high = (
-                (one.low, one.high) if enough else (min(one.differences), max(one.differences))
-            )
-            colour = "C2" if enough and low > 0 else "C3" if enough and high < 0 else "0.4"
             panel.plot(
-                [low, high], [-place] * 2, color=colour, linewidth=3 if enough else 1,
-                solid_capstyle="butt",
+                span(one), [-place] * 2, color=colour(one), solid_capstyle="butt",
+                linewidth=1.5 if np.isnan(one.low) else 3,
             )  # fmt: skip
-            panel.scatter([one.mean], [-place], color=colour, zorder=3, s=28)
+            panel.scatter(
+                [one.mean], [-place], zorder=3, s=28, edgecolors=colour(one), linewidths=1.5,
+                facecolors="white" if (words, name) in hollow else colour(one),
+            )  # fmt: skip
         panel.axvline(0, color="black", linewidth=1)
-        panel.set(title=words)
+        panel.set_title(words, fontsize="medium")
+        panel.locator_params(axis="x", min_n_ticks=3)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(left=False)

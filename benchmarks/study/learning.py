@@ -48,6 +48,7 @@ class RewardedMasking(AdversarialMasking):
             patch_size,
             network,
             strength=strength,
+            estimator=dict(type="inclusion"),
             random_share=0.0,
             loss=loss,
             prediction_ratio=prediction_ratio,

@@ -49,6 +49,12 @@ COLUMNS = (
     "hardware", "commit",
 )  # fmt: skip
 
+# Of adversaries whose rows do not say it, by experiment: the default when they were run.
+ESTIMATOR_THEN = {
+    "cifar_tuning": "straight_through", "cifar": "inclusion", "cifar_cpu": "inclusion",
+    "cifar_time": "inclusion", "learning": "inclusion",
+}  # fmt: skip
+
 Row = dict[str, str]
 
 
@@ -56,7 +62,9 @@ def read(path: Path) -> list[Row]:
     """The rows of a file, with nothing in columns that it does not have, and their settings as they
     would be said now; none if there is no file.
     """
-    return [{**row, "settings": said_now(row["settings"])} for row in stored(path)]
+    return [
+        {**row, "settings": said_now(row["settings"], row["experiment"])} for row in stored(path)
+    ]
 
 
 def stored(path: Path) -> list[Row]:
@@ -67,10 +75,10 @@ def stored(path: Path) -> list[Row]:
         return [dict.fromkeys(COLUMNS, "") | row for row in csv.DictReader(file)]
 
 
-def said_now(settings: str) -> str:
+def said_now(settings: str, experiment: str = "") -> str:
     """Settings in today's words. Before ``prediction_ratio`` a trial of the same three sets had the
-    share that is seen in the recipe, and the share that is predicted as the mask ratio; and where
-    no random share was said, there was none.
+    share that is seen in the recipe, and the share that is predicted as the mask ratio; where no
+    random share was said, there was none; and where no estimator was, it was the experiment's.
     """
     if '"seen"' not in settings and '"AdversarialMasking"' not in settings:
         return settings
@@ -85,6 +93,8 @@ def said_now(settings: str) -> str:
         masking = masking["masking"]
     if masking.get("type") == "AdversarialMasking":
         masking.setdefault("random_share", 0.0)
+        if experiment in ESTIMATOR_THEN:
+            masking.setdefault("estimator", dict(type=ESTIMATOR_THEN[experiment]))
     return json.dumps(setting, sort_keys=True)
 
 

@@ -21,6 +21,7 @@ from benchmarks.study.stats import Comparison, compare
 from benchmarks.study.tables import Cell, by_cell, interval
 
 CHART = "images/evidence.png"
+EPOCHS = "equal epochs"
 LEARNING = ("rewarded by progress", "random, ratio by the ruler")  # docs/results/learning.md
 
 
@@ -36,7 +37,7 @@ def write_summary(docs: Path, results: Path) -> None:
 
 @dataclass(frozen=True)
 class Apart:
-    """A line whose runs are of another experiment than its column's.
+    """A line whose runs are of another experiment than its column's, at equal epochs.
 
     Attributes:
         experiment, data: where the rows are.
@@ -56,6 +57,7 @@ class Column:
 
     Attributes:
         words: above the column.
+        price: what is equal among its strategies.
         experiment, data: where the rows are.
         strategies: what each line's strategy is called there.
         reference: random masks at their own best ratio.
@@ -63,6 +65,7 @@ class Column:
     """
 
     words: str
+    price: str
     experiment: str
     data: str
     strategies: Mapping[str, Cell]
@@ -106,15 +109,15 @@ def columns(results: Path) -> tuple[Column, ...]:
     digits["best free masks"] = (free["digits"], CHOSEN["digits"][free["digits"]])
     return (
         Column(
-            "CIFAR-10", "cifar", GPU.data, cifar, ("random", CIFAR_CHOSEN["random"]),
-            small,
+            "CIFAR-10", "equal FLOPs", "cifar", GPU.data, cifar,
+            ("random", CIFAR_CHOSEN["random"]), small,
         ),
         Column(
-            "coloured shapes on texture", "flops", "shapes", shapes,
+            "coloured shapes on texture", "equal FLOPs of the encoder", "flops", "shapes", shapes,
             ("random", CHOSEN["shapes"]["random"]), apart("shapes"),
         ),
         Column(
-            "digits on black", "report", "digits", digits,
+            "digits on black", EPOCHS, "report", "digits", digits,
             ("random", CHOSEN["digits"]["random"]), apart("digits"),
         ),
     )  # fmt: skip
@@ -154,7 +157,7 @@ def summary(results: Path) -> list[str]:
         texts = []
         for column, cells in zip(columns(results), by_column, strict=True):
             if words not in cells:
-                texts.append("")
+                texts.append("-")
                 continue
             (name, ratio), difference = cells[words]
             text = f"{difference.mean:+.3f} ({interval(difference).strip('()')})"
@@ -189,13 +192,14 @@ def sets(results: Path) -> list[str]:
 
 
 def chart(results: Path, path: Path) -> None:
-    """The same as a picture, but for the oracle, which is no strategy for a training."""
-    panels = {
-        column.words: {
-            words: difference
-            for words, (_, difference) in found(results, column).items()
-            if words != "oracle"
-        }
-        for column in columns(results)
-    }
-    forest(panels, [words for words in LINES if words != "oracle"], path)
+    """The same as a picture, but for the oracle, which is no strategy for a training; hollow where
+    the price is not the panel's.
+    """
+    panels: dict[str, dict[str, Comparison]] = {}
+    hollow: set[tuple[str, str]] = set()
+    for column in columns(results):
+        title = f"{column.words}\n{column.price}"
+        panels[title] = {words: one for words, (_, one) in found(results, column).items()}
+        if column.price != EPOCHS:
+            hollow |= {(title, words) for words in column.apart}
+    forest(panels, [words for words in LINES if words != "oracle"], hollow, path)

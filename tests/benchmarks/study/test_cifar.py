@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -241,7 +242,8 @@ def test_ratios_are_those_that_the_tuning_seeds_like_best():
 def test_epochs_at_equal_time_are_those_of_the_committed_measurement():
     with (RESULTS / "study_steps.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["data"] == CPU.data]
-    assert [row["settings"] for row in rows] == [setting.to_json() for setting in timed()]
+    settings = [store.said_now(row["settings"], "cifar_time") for row in rows]
+    assert settings == [setting.to_json() for setting in timed()]
     nearest = {row["strategy"]: steps.epochs(row, "step_ratio") for row in rows}
     assert nearest.pop("random") == nearest.pop(SHARE) == SHORT_CPU.epochs
     assert nearest == {name: one for name, one in EQUAL_TIME.items() if name != SHARE}
@@ -257,6 +259,39 @@ def test_every_row_is_of_a_setting_and_none_is_tuned_on_report_seeds():
         assert {row["settings"] for row in rows} <= known
         split = "tune" if name in ("cifar_tuning", "cifar_recipe") else "report"
         assert {row["split"] for row in rows} == {split}
+
+
+def estimator_of(settings: str) -> str | None:
+    """Of the adversary in a setting, however deep it is wrapped; None without an adversary."""
+    masking = json.loads(settings)["masking"] or {}
+    while "masking" in masking:
+        masking = masking["masking"]
+    return masking["estimator"]["type"] if masking.get("type") == "AdversarialMasking" else None
+
+
+def test_every_adversary_names_its_estimator_in_settings_and_in_rows():
+    """Else a key would mean another run whenever the default moves."""
+    for name, make in EXPERIMENTS.items():
+        settings = {setting.to_json() for setting in make()}
+        settings |= {row["settings"] for row in store.read(RESULTS / f"study_{name}.csv")}
+        kinds = {estimator_of(one) for one in settings} - {None}
+        if name in store.ESTIMATOR_THEN:
+            assert kinds == {store.ESTIMATOR_THEN[name]}, name
+
+
+def test_what_tuning_seeds_run_with_another_estimator_has_no_key_of_the_report():
+    keys = {
+        name: {
+            setting.to_json()
+            for setting in EXPERIMENTS[name]()
+            if estimator_of(setting.to_json()) is not None
+        }
+        for name in ("cifar_tuning", "cifar", "cifar_cpu", "cifar_time")
+    }
+    tuning = keys.pop("cifar_tuning")
+    assert tuning
+    assert all(keys.values())
+    assert not tuning & set().union(*keys.values())
 
 
 def test_a_machine_runs_its_own_recipe_unless_told_otherwise(monkeypatch):

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from amn_masking import AdversarialMasking, PatchMask
 from amn_masking.estimators import ESTIMATORS
-from benchmarks.study import steps, store, tables
+from benchmarks.study import figures, steps, store, summary, tables
 from benchmarks.study.__main__ import RESULTS
 from benchmarks.study.cifar_tables import write_cifar
 from benchmarks.study.controls import LeastVarianceMasking, NoiseMasking
@@ -315,3 +316,33 @@ def test_noise_is_hidden_first_or_last_and_the_rest_is_random(hide):
     # Among the others foreground is hidden as often as ground: 1.00 with a deviation of 0.006.
     share, content = ink[~noisy], mask[~noisy].float()
     assert (content * share).mean() / content.mean() == pytest.approx(share.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("differences", "found"),
+    [
+        ([-0.3, -0.2, -0.2, -0.1, -0.2], "C3"),
+        ([0.3, 0.2, 0.2, 0.1, 0.2], "C2"),
+        ([0.3, 0.2, 0.2, -0.4, 0.2], "0.4"),  # its interval holds zero
+        ([-0.3, -0.2, -0.1], figures.PALE["C3"]),
+        ([0.3, 0.2, 0.1, 0.1], figures.PALE["C2"]),
+        ([0.3, 0.2, -0.1, 0.1], "0.4"),
+        ([-0.3, -0.2], "0.4"),
+        ([0.3], "0.4"),
+    ],
+)
+def test_a_colour_needs_an_interval_and_a_pale_one_three_seeds_of_one_sign(differences, found):
+    one = compare(dict(enumerate(differences)), dict.fromkeys(range(len(differences)), 0.0))
+    assert figures.colour(one) == found
+
+
+def test_points_at_another_price_than_their_panel_s_are_hollow(tmp_path, monkeypatch):
+    """And the panel's title says its price."""
+    shown: dict[str, Collection[tuple[str, str]]] = {}
+    monkeypatch.setattr(
+        summary, "forest", lambda panels, lines, hollow, path: shown.update(hollow=hollow)
+    )
+    summary.chart(RESULTS, tmp_path / "chart.png")
+    by_price = {title.split("\n")[1] for title, _ in shown["hollow"]}
+    assert by_price == {"equal FLOPs", "equal FLOPs of the encoder"}
+    assert ("CIFAR-10\nequal FLOPs", "rewarded by progress") in shown["hollow"]
