@@ -5,6 +5,7 @@ tells the truth; its rehearsal is of the configs as they are.
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import json
 import re
@@ -23,7 +24,7 @@ from mmpretrain.registry import MODELS
 
 from benchmarks import evidence_kit
 from benchmarks.evidence_kit import CONFIGS, EVALUATIONS, RANDOM, accuracies, settings, table
-from benchmarks.evidence_rehearsal import rehearse, shortened
+from benchmarks.evidence_rehearsal import page, rehearse, shortened
 from benchmarks.overhead import flops
 
 README = CONFIGS / "README.md"
@@ -201,3 +202,13 @@ def test_an_arm_runs_from_pre_training_to_the_table(tmp_path):
     assert {name: sorted(by_seed) for name, by_seed in found["half_random"].items()} == {
         name: [0] for name in EVALUATIONS
     }
+
+
+def test_the_committed_rehearsal_is_of_every_config():
+    path = ROOT / "docs/results/rehearsal.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    configs = [path for setting in settings() for path in setting.glob("*.py")]
+    names = [f"{path.parent.name}/{path.stem}" for path in configs]
+    assert sorted(row["config"] for row in rows) == sorted(names)
+    assert path.with_suffix(".md").read_text().endswith(page(rows))
