@@ -1,4 +1,4 @@
-# ImageNet-100, ViT-S/16: linear probe, mmpretrain's recipe for MAE.
+# ImageNet-100, ViT-S/16: linear probe, mmpretrain's recipe for MAE at 8 x 128 images.
 _base_ = "../in100_vit-b/linear.py"
 
 model = dict(

@@ -1,0 +1,9 @@
+# ImageNet-1k, ViT-S/16: fully adversarial masks of half of the patches.
+_base_ = "../_base_/in1k_vit-s.py"
+
+model = dict(masking=_base_.base_adversarial)
+# As many FLOPs as the 300 epochs of random masks.
+max_epochs = 256
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(T_max=max_epochs - 40, end=max_epochs)

@@ -1,0 +1,9 @@
+# ImageNet-1k, ViT-S/16: 0.25 seen, 0.25 predicted, chosen adversarially.
+_base_ = "../_base_/in1k_vit-s.py"
+
+model = dict(masking=_base_.base_predicted_learned)
+# As many FLOPs as the 300 epochs of random masks.
+max_epochs = 521
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(T_max=max_epochs - 40, end=max_epochs)
