@@ -28,6 +28,7 @@ from amn_masking.estimators import (
     ScoreFunction,
     StraightThrough,
 )
+from amn_masking.learned import LearnedMask
 from amn_masking.thresholds import Quantile
 from benchmarks.enumeration import QuadraticReward, plackett_luce_gradient, sampled_gradients
 from benchmarks.markdown import markdown_table
@@ -39,9 +40,19 @@ LENGTH, MASKED = 8, 4
 # Standard deviation of one interaction, that of a patch's own difficulty being 1. Three other
 # patches are masked, so at 1 they decide more than the patch itself.
 INTERACTIONS = (0.0, 0.3, 1.0)
+
+
+class BatchMean(Inclusion):
+    """`inclusion` with the mean of the batch, all of one reward, as its baseline."""
+
+    def baseline(self, reward: Tensor, learned: LearnedMask) -> Tensor:
+        return super().baseline(reward, learned).mean()
+
+
 ESTIMATORS: dict[str, Estimator] = {
     "score_function": ScoreFunction(),
     "inclusion": Inclusion(),
+    "inclusion, expected error known": BatchMean(),
     "gumbel, T=1": Gumbel(1.0),
     "gumbel, T=0.3": Gumbel(0.3),
     "straight_through, T=1": StraightThrough(1.0),
@@ -123,7 +134,8 @@ def table(rows: list[dict[str, str]]) -> str:
         cells = [pick(rows, name, strength, "cosine") for strength in INTERACTIONS]
         cells += [pick(rows, name, 1.0, key) for key in ("bias_rescaled", "relative_variance")]
         texts = [f"{np.median(v):.2f} ({v.min():.2f} to {v.max():.2f})" for v in cells]
-        lines.append([f"`{name}`", *texts])
+        kind, comma, rest = name.partition(",")
+        lines.append([f"`{kind}`{comma}{rest}", *texts])
     return "\n".join([
         *markdown_table(heads, lines),
         "",

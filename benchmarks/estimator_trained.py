@@ -31,8 +31,8 @@ SIDE, GRID, LENGTH, BATCH = 32, (8, 8), 64, 32
 COPIES = 4
 
 
-class Given(ScoreFunction):
-    """A score function with a baseline that is known."""
+class Known(Estimator):
+    """An estimator with a baseline that is known."""
 
     def __init__(self, baseline: Tensor) -> None:
         super().__init__()
@@ -40,6 +40,14 @@ class Given(ScoreFunction):
 
     def baseline(self, reward: Tensor, learned: LearnedMask) -> Tensor:
         return self.known
+
+
+class KnownScoreFunction(Known, ScoreFunction):
+    """A score function with it."""
+
+
+class KnownInclusion(Known, Inclusion):
+    """`inclusion` with it."""
 
 
 class OthersMean(ScoreFunction):
@@ -117,11 +125,14 @@ def measure(seed: int, ratio: float, steps: int, masks: int) -> list[dict[str, o
     """One row per estimator."""
     model = trained(seed, ratio, steps)
     batch, copied = Batch(model, seed, ratio), Batch(model, seed, ratio, COPIES)
-    rewards = []
+    rewards, weighted = [], []
     for _ in range(100):
-        _, selection, error = batch.draw()
-        rewards.append(image_means(error, selection.patch_mask.mask))
-    ideal = Given(torch.stack(rewards).mean(0))
+        priorities, selection, error = batch.draw()
+        mask = selection.patch_mask.mask
+        _, chances = Inclusion().relax(batch.logits, priorities, selection)
+        rewards.append(image_means(error, mask))
+        weighted.append(image_means(error, mask / chances.clamp_min(Inclusion().floor)))
+    ideal = KnownScoreFunction(torch.stack(rewards).mean(0))
     halves = torch.zeros(2, BATCH, LENGTH)
     for number in range(masks):
         halves[number % 2] += batch.gradient(ideal, *batch.draw()) / (masks // 2)
@@ -129,6 +140,7 @@ def measure(seed: int, ratio: float, steps: int, masks: int) -> list[dict[str, o
         "straight_through": StraightThrough(),
         "gumbel": Gumbel(),
         "inclusion": Inclusion(),
+        "inclusion, expected error known": KnownInclusion(torch.stack(weighted).mean(0)),
         "score_function": ScoreFunction(),
         "score_function, mean of the others": OthersMean(),
         "score_function, expected error known": ideal,

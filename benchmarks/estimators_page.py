@@ -16,7 +16,7 @@ from benchmarks.study.evidence import fill
 TABLES = {
     "estimators_trained": estimator_trained.table,
     "planted": planted_difficulty.table,
-    "original_loop": original_loop.table,
+    "original_loop": partial(original_loop.table, arms=original_loop.PAGE),
 }
 
 

@@ -3,14 +3,15 @@
     python -m benchmarks.original_loop
 
 A tiny masked autoencoder learns with its masks for 1,000 steps: scores that are not standardised,
-`threshold=dict(type='mean')`, one backward, one optimizer. Writes docs/results/original_loop.csv
-and a table made from it.
+a threshold made of them, one backward, one optimizer. The specification's own threshold with every
+estimator, each other one with some. Writes docs/results/original_loop.csv and a table made from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -27,7 +28,7 @@ from amn_masking.estimators import Gumbel, Inclusion, StraightThrough
 from amn_masking.estimators.base import Estimator, straight_through
 from amn_masking.meters import adversarial_gain
 from amn_masking.patches import image_means, patchify
-from amn_masking.thresholds import Selection
+from amn_masking.thresholds import THRESHOLDS, Selection
 from benchmarks.markdown import markdown_table, write_results
 from benchmarks.tiny_mae import PATCH, TinyMAE, pictures
 
@@ -38,9 +39,9 @@ class Ended(NamedTuple):
     """How a training ended."""
 
     ratio: float  # of the last 50 masks
-    at_zero: float  # share of the scores within EDGE of 0
+    at_zero: float  # share of the network's scores within EDGE of 0
     at_one: float  # and of 1
-    masked_score: float  # mean score of the masked patches
+    masked_score: float  # mean relative score of the masked patches
     visible_score: float  # and of the others
     # Error under the masks over that under random ones of the same counts, mean over every tenth
     # step of the second half: where the autoencoder learns what is masked, masks may lag behind.
@@ -83,18 +84,33 @@ def train(
                 gains.append(adversarial_gain(error, patch_mask, apart).item())
     with torch.no_grad():
         patch_mask = masking(pictures(128, draw))
-    scores, mask = patch_mask.learned.relative_scores, patch_mask.mask
+    learned, mask = patch_mask.learned, patch_mask.mask
+    scores = learned.relative_scores
 
     def mean(values: Tensor) -> float:
         return values.float().mean().item()
 
     return Ended(
         ratio=sum(ratios[-50:]) / len(ratios[-50:]),
-        at_zero=mean(scores < EDGE),
-        at_one=mean(scores > 1 - EDGE),
+        at_zero=mean(learned.patch_scores < EDGE),
+        at_one=mean(learned.patch_scores > 1 - EDGE),
         masked_score=mean(image_means(scores, mask)),
         visible_score=mean(image_means(scores, 1 - mask)),
         gain=sum(gains) / len(gains),
+    )
+
+
+def loop(threshold: str, strength: float) -> dict[str, object]:
+    """The strategy's options for the loop with a threshold of this type, but for its estimator."""
+    options: dict[str, object] = dict(type=threshold)
+    if threshold == "difficulty":
+        options["target_gain"] = 1.1 if strength > 0 else 0.9
+    return dict(
+        mask_ratio=0.5 if THRESHOLDS[threshold].takes_ratio else None,
+        random_share=0.25 if threshold == "difficulty" else 0.0,
+        strength=strength,
+        threshold=options,
+        standardise=False,
     )
 
 
@@ -126,30 +142,41 @@ HELD: dict[str, Estimator] = {
     "gumbel": HeldGumbel(),
     "inclusion": HeldInclusion(),
 }
-ARMS: dict[tuple[str, str], object] = {
-    ("straight_through, no noise", "moves"): dict(type="straight_through", noise=0)
-}
-ARMS |= {
-    (name, "moves"): dict(type=name)
+ESTIMATORS = {"straight_through, no noise": dict(type="straight_through", noise=0)} | {
+    name: dict(type=name)
     for name in ("straight_through", "gumbel", "inclusion", "score_function", "ranking")
 }
-ARMS |= {(name, "held still"): estimator for name, estimator in HELD.items()}
+ARMS = [("mean", name, "moves") for name in ESTIMATORS]
+ARMS += [("mean", name, "held still") for name in HELD]
+ARMS += [
+    (threshold, "straight_through", tau)
+    for threshold in ("quantile", "constant", "tracking", "difficulty")
+    for tau in ("moves", "held still")
+]
+ARMS += [("quantile", "inclusion", "moves")]
+# With the mean it is refused for what it does there, with `difficulty` for another reason.
+ARMS += [(threshold, "score_function", "moves") for threshold in ("constant", "tracking")]
+# Those of docs/estimators.md.
+PAGE = [arm for arm in ARMS if arm[0] == "mean" and arm[1] in ("straight_through", "inclusion")]
+PAGE += [("mean", "score_function", "moves")]
 
 
-def run(name: str, tau: str, strength: float, seed: int, steps: int) -> dict[str, object]:
+def run(
+    threshold: str, name: str, tau: str, strength: float, seed: int, steps: int
+) -> dict[str, object]:
     """One row."""
     torch.set_num_threads(1)
     found = train(
         steps,
         seed,
         strategy=Unchecked,
-        strength=strength,
-        threshold=dict(type="mean"),
-        standardise=False,
-        estimator=ARMS[name, tau],
+        estimator=(ESTIMATORS if tau == "moves" else HELD)[name],
+        **loop(threshold, strength),
     )
     return (
-        dict(estimator=name, tau=tau, strength=strength, seed=seed, steps=steps)
+        dict(
+            threshold=threshold, estimator=name, tau=tau, strength=strength, seed=seed, steps=steps
+        )
         | {key: f"{value:.4g}" for key, value in found._asdict().items()}
         | dict(torch=torch.__version__.split("+")[0], machine=f"CPU, {platform.machine()}")
     )
@@ -159,22 +186,23 @@ def measure(seeds: int, steps: int, jobs: int) -> list[dict[str, object]]:
     """The rows of all arms, both signs and so many seeds."""
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         waiting = [
-            pool.submit(run, name, tau, strength, seed, steps)
-            for strength, (name, tau), seed in product((1.0, -1.0), ARMS, range(seeds))
+            pool.submit(run, *arm, strength, seed, steps)
+            for strength, arm, seed in product((1.0, -1.0), ARMS, range(seeds))
         ]
         return [row.result() for row in waiting]
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def table(rows: list[dict[str, str]], arms: Sequence[tuple[str, str, str]] = ARMS) -> str:
     """Markdown: mean and range over the seeds."""
-    head = ["strength", "estimator", "mask ratio", "scores at 0", "scores at 1"]
+    head = ["strength", "threshold", "estimator", "mask ratio", "scores at 0", "scores at 1"]
     head += ["score of the masked", "error over random masks"]
     lines = []
-    for strength, (name, tau) in product(("1.0", "-1.0"), ARMS):
+    for strength, (threshold, name, tau) in product(("1.0", "-1.0"), arms):
+        arm = (strength, threshold, name, tau)
         of_arm = [
             row
             for row in rows
-            if (row["strength"], row["estimator"], row["tau"]) == (strength, name, tau)
+            if (row["strength"], row["threshold"], row["estimator"], row["tau"]) == arm
         ]
         cells = []
         for column in ("ratio", "at_zero", "at_one", "masked_score", "gain"):
@@ -183,6 +211,7 @@ def table(rows: list[dict[str, str]]) -> str:
         kind, comma, rest = name.partition(",")
         lines.append([
             f"{float(strength):+.0f}",
+            f"`{threshold}`",
             f"`{kind}`{comma}{rest}{', tau held still' if tau == 'held still' else ''}",
             *cells,
         ])  # fmt: skip
@@ -192,7 +221,7 @@ def table(rows: list[dict[str, str]]) -> str:
         "",
         f"Mean and range over n = {len({row['seed'] for row in rows})} seeds. A tiny masked "
         "autoencoder that learns with its masks (`benchmarks/tiny_mae.py`), "
-        "`threshold=dict(type='mean')`, `standardise=False`, Adam at 1e-3, batches of 32, "
+        "`standardise=False`, Adam at 1e-3, batches of 32, "
         f"{first['steps']} steps; at 0 or 1: within 2e-6. The ratio's range is 0.05 to 0.95. The "
         "error is the mean over every tenth step of the second half. So long a training is not "
         f"the same on every processor. torch {first['torch']}, {first['machine']}. Again by "

@@ -35,9 +35,9 @@ class ScoreFunction(Estimator):
     All of it is taken out where the batch holds each image several times, under masks of their own:
     the baseline is then the mean error of the image's other copies.
 
-    Unbiased as long as no image's free count meets ``ratio_range``, which is no part of pi. A free
-    count with ``standardise=False`` is refused: the mean error of the masked patches also changes
-    with how many are masked, and all scores could drift to 0.
+    Unbiased as long as no image's free count meets ``ratio_range``, which is no part of pi. The
+    threshold ``mean`` with ``standardise=False`` is refused: the mean error of the masked patches
+    also changes with how many are masked, and all scores could drift to 0.
 
     Args:
         masks_per_image: m >= 1; with m > 1 each image stands m times in a row in the batch,

@@ -15,7 +15,7 @@ from amn_masking.mask import PatchMask
 from amn_masking.rewards import REWARDS
 from amn_masking.strategies.random_share import is_harsh
 from amn_masking.strategies.ratios import RatioMixin
-from amn_masking.thresholds import Threshold
+from amn_masking.thresholds import Mean, Threshold
 from amn_masking.watch import TrainingWatch
 
 
@@ -54,12 +54,13 @@ class AdversarialChecks(RatioMixin):
                 f"log-probability of a mask is only known then, got {drawn}; use "
                 "threshold=dict(type='quantile') or another estimator"
             )
-        if isinstance(self.estimator, ScoreFunction) and self.free_counts and not self.standardise:
+        of_mean = isinstance(self.estimator, ScoreFunction) and isinstance(self.threshold, Mean)
+        if of_mean and not self.standardise:
             raise ValueError(
-                "estimator 'score_function' with a free count expected standardise=True, because "
-                "the mean error of the masked patches also changes with how many are masked, and "
-                "all scores could drift to 0 (docs/estimators.md); use "
-                "threshold=dict(type='quantile') or another estimator"
+                "estimator 'score_function' with threshold 'mean' expected standardise=True, "
+                "because the mean error of the masked patches also changes with how many are "
+                "masked, and all scores could drift to 0 (docs/estimators.md); use another "
+                "threshold or estimator"
             )
         if self.gate and not self.estimator.differentiable:
             raise ValueError(

@@ -1,8 +1,8 @@
 """What is done to test pictures to see whether features bear it.
 
 Kinds and parameters of Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations" (arXiv:1903.12261), about one of their five severities each, by numpy,
-SciPy and Pillow; and occlusion. All take ``(N, H, W, 3)`` uint8 and give the same.
+Corruptions and Perturbations" (arXiv:1903.12261), about one of their five severities each, by
+numpy, SciPy and Pillow; and occlusion. All take ``(N, H, W, 3)`` uint8 and give the same.
 """
 
 from __future__ import annotations
