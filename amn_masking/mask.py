@@ -315,7 +315,10 @@ class PatchMask:
         return fill_invalid(values, self.valid, self.grid)
 
     def take(self, images: Tensor) -> PatchMask:
-        """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64."""
+        """The masks of some images of the batch, in the order of ``images``, ``(M,)`` int64.
+
+        A threshold that learns from errors hears of a mask once: of the part whose loss is first.
+        """
         return self._changed(lambda value: value[images], lambda learned: learned.take(images))
 
     def to(self, device: torch.device | str) -> PatchMask:

@@ -12,7 +12,7 @@ from amn_masking.patches import image_means
 Reward = Literal["error", "variance_normalised"]
 REWARDS: tuple[str, ...] = get_args(Reward)
 # Least variance of an image: as a share of the batch's mean, and of the mean square of its pixels.
-FLOOR, LEAST = 0.1, 0.01
+FLOOR, LEAST = 0.1, 0.001
 
 
 def patch_variance(images: Tensor, grid: tuple[int, ...], valid: Tensor | None = None) -> Tensor:
@@ -50,9 +50,10 @@ def reward_scale(images: Tensor, grid: tuple[int, ...], valid: Tensor | None = N
     error is v_i for ever, is then rewarded with at most 1, no more than any other patch of which
     nothing is known. The image's mean bounds the reward of flat patches, where v_i is 0. In an
     image that is flat as a whole, whose slightest error would otherwise outweigh all others, a
-    tenth of the batch's mean takes its place; in a batch that is flat as a whole, a hundredth of
-    the mean square of its pixels, or 1 if these are all 0. So pixels from 0 to 1 and from 0 to 255
-    give the same reward.
+    tenth of the batch's mean takes its place; in a batch that is flat as a whole, a
+    thousandth of the mean square of its pixels, or 1 if these are all 0. So pixels from 0 to 1 and
+    from 0 to 255 give the same reward. Pixels far from 0, whose deviation within a patch is below
+    3 % of their root mean square, are to be centred first.
 
     Args:
         images, grid, valid: as for :func:`patch_variance`.

@@ -109,7 +109,11 @@ def main(arguments: list[str] | None = None) -> None:
     rehearsal.add_argument(
         "--only", default="", help="part of SETTING/MASKS, such as in100_vit-s/random"
     )
-    rehearsal.add_argument("--work-dirs", type=Path, help="kept; by default a temporary folder")
+    rehearsal.add_argument(
+        "--work-dirs",
+        type=Path,
+        help="new or empty, gets all but checkpoints; by default a temporary folder",
+    )
     rehearsal.add_argument("--results", type=Path, help="gets rehearsal.csv and rehearsal.md")
     args = parser.parse_args(arguments)
     if args.command == "table":

@@ -88,8 +88,17 @@ def rehearse(only: str, work_dirs: Path) -> list[dict[str, Any]]:
 
     Args:
         only: part of ``SETTING/MASKS``.
-        work_dirs: gets the images too.
+        work_dirs: gets the images too, and keeps all but the checkpoints; it must be new or empty,
+            because real trainings have folders of the same names.
+
+    Raises:
+        ValueError: a folder that holds something.
     """
+    if work_dirs.exists() and any(work_dirs.iterdir()):
+        raise ValueError(
+            f"expected a new or empty folder for the rehearsal, because it writes and deletes "
+            f"checkpoints there, got {work_dirs}"
+        )
     rows: list[dict[str, Any]] = []
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     same = {name: import_module(name).__version__ for name in PACKAGES} | {"device": device}

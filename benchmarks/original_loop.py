@@ -159,6 +159,7 @@ ARMS += [(threshold, "score_function", "moves") for threshold in ("constant", "t
 # Those of docs/estimators.md.
 PAGE = [arm for arm in ARMS if arm[0] == "mean" and arm[1] in ("straight_through", "inclusion")]
 PAGE += [("mean", "score_function", "moves")]
+PAGE += [arm for arm in ARMS if arm[0] == "quantile"]
 
 
 def run(

@@ -59,8 +59,8 @@ class AdversarialChecks(RatioMixin):
             raise ValueError(
                 "estimator 'score_function' with threshold 'mean' expected standardise=True, "
                 "because the mean error of the masked patches also changes with how many are "
-                "masked, and all scores could drift to 0 (docs/estimators.md); use another "
-                "threshold or estimator"
+                "masked, and all scores could drift to 0 (docs/estimators.md); use "
+                "threshold=dict(type='quantile') or another estimator"
             )
         if self.gate and not self.estimator.differentiable:
             raise ValueError(

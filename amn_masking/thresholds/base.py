@@ -207,7 +207,7 @@ class Threshold(nn.Module):
         raise NotImplementedError
 
     def observe(self, error: Tensor, chosen: PatchMask, drawn_at_random: Tensor | None) -> None:
-        """Told of each training step's masks, once.
+        """Told of each training step's masks, once: of those whose objective is made first.
 
         Args:
             error: ``(B, L)`` per-patch error, no gradient, 0 where nothing was chosen.

@@ -204,6 +204,15 @@ def test_an_arm_runs_from_pre_training_to_the_table(tmp_path):
     }
 
 
+def test_a_rehearsal_leaves_real_trainings_alone(tmp_path):
+    checkpoint = tmp_path / "in100_vit-s/half_random/seed0/epoch_400.pth"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
+        rehearse("in100_vit-s/half_random", tmp_path)
+    assert checkpoint.exists()
+
+
 def test_the_committed_rehearsal_is_of_every_config():
     path = ROOT / "docs/results/rehearsal.csv"
     with path.open(newline="") as file:
