@@ -55,13 +55,18 @@ def test_the_arms_of_a_setting_differ_in_the_masks_alone(setting):
 
 @functools.cache
 def step_flops(size, name):
-    """Of two images, forward and backward: the same on ImageNet-100 and ImageNet-1k."""
+    """Of an image, forward and backward: the same on ImageNet-100 and ImageNet-1k."""
     model = MODELS.build(load(CONFIGS / f"in1k_{size}/{name}.py").model)
-    return flops(model.train(), torch.zeros(2, 3, 224, 224))
+    return flops(model.train(), torch.zeros(1, 3, 224, 224))
+
+
+def with_its_size(path):
+    """Models of one size are counted by one worker, once."""
+    return pytest.param(path, id=path.name, marks=pytest.mark.xdist_group(path.name.split("_")[1]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", settings(), ids=lambda path: path.name)
+@pytest.mark.parametrize("setting", [with_its_size(path) for path in settings()])
 def test_the_arms_of_a_setting_train_for_equal_flops(setting):
     size = setting.name.partition("_")[2]
     found = arms(setting)

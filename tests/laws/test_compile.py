@@ -22,6 +22,7 @@ from amn_masking.strategies import (
 )
 from amn_masking.strategies.adversarial import reverse_gradient
 from amn_masking.thresholds import Mean, Quantile
+from tests.conftest import thorough_only
 from tests.helpers.pictures import SIDE, brightness, images_of
 from tests.helpers.selections import choose
 
@@ -36,7 +37,7 @@ def step(masking, images, pred, target):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("random_share", [0.0, 0.25])
+@pytest.mark.parametrize("random_share", [0.0, pytest.param(0.25, marks=thorough_only)])
 def test_the_mask_path_compiles_without_a_graph_break(estimator, random_share):
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -157,8 +158,15 @@ BREAKS = {  # they read a count back, so the graph breaks there, and only there
 }
 
 
+# A strategy, and a threshold.
+BREAKS_IN_CI = ("random ratio", "difficulty")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in BREAKS_IN_CI else pytest.param(name, marks=thorough_only) for name in BREAKS],
+)
 def test_free_counts_compile_for_every_batch_size_with_a_graph_break(name):
     torch._dynamo.reset()
     masking = BREAKS[name]()

@@ -24,7 +24,7 @@ from amn_masking.tools import pilot as module
 from amn_masking.tools.pilot import Pilot, main
 from amn_masking.tools.pilot_results import Result, best, table
 from amn_masking.tools.short_run import squeezed
-from tests.conftest import ROOT
+from tests.conftest import ROOT, thorough_only
 from tests.helpers.downstream import LINEAR, small
 from tests.helpers.runner import train
 from tests.methods.small_methods import small_config
@@ -341,6 +341,7 @@ def test_the_settings_of_ours_can_be_built(cfg, tmp_path):
     assert pilot.rounds == 3
 
 
+@thorough_only
 @pytest.mark.slow
 @pytest.mark.parametrize("label", ["MixMIM", "BEiT v1"])
 def test_other_methods_of_one_mask_for_all_images_and_of_two_views(photos, tmp_path, label):

@@ -118,6 +118,7 @@ def test_the_ranks_see_other_images_and_draw_other_noise(trained):
     assert SAME_SEED not in output
 
 
+@thorough_only
 def test_one_seed_for_all_ranks_is_warned_of_and_the_shipped_config_runs(tmp_path, options):
     """By the shipped config's own name; one seed is mmengine's default."""
     config = str(CONFIG.relative_to(ROOT))

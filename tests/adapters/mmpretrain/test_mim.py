@@ -85,6 +85,7 @@ def test_photos_config_trains_draws_and_changes_the_masking_network(tmp_path, ph
             assert not torch.equal(before[name], after[name]), name
 
 
+@thorough_only  # as the shipped config above does
 def test_form_1_scope(tmp_path, tiny_stock_config):
     config = tiny_stock_config(
         "model.update(type='amn_masking.MAE', masking=dict(type='AdversarialMasking'))\n"
