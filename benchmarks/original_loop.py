@@ -156,6 +156,8 @@ ARMS += [
 ARMS += [("quantile", "inclusion", "moves")]
 # With the mean it is refused for what it does there, with `difficulty` for another reason.
 ARMS += [(threshold, "score_function", "moves") for threshold in ("constant", "tracking")]
+# At -1 it ends as what holds tau still does with this threshold, though it has no tau.
+ARMS += [("difficulty", "ranking", "moves")]
 # Those of docs/estimators.md.
 PAGE = [arm for arm in ARMS if arm[0] == "mean" and arm[1] in ("straight_through", "inclusion")]
 PAGE += [("mean", "score_function", "moves")]
