@@ -69,7 +69,7 @@ test-fast: env
 	$(PYTHON_ENV) -m pytest -m "not slow"
 
 # Every law on ten times as many drawn cases as in CI, the original loop with all that it may be made
-# of, the proofs that a costly test can fail, and cases much like those of CI: 45 minutes.
+# of, the proofs that a costly test can fail, and cases much like those of CI: an hour and a half.
 test-thorough: env
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest $(TWO) -m "hypothesis and not slow" --timeout 7200
 	HYPOTHESIS_PROFILE=thorough $(PYTHON_ENV) -m pytest $(TWO) -m thorough --timeout 7200
