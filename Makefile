@@ -83,7 +83,7 @@ mutants: env
 breaks: env
 	$(PYTHON_ENV) -m tests.breaks
 
-# The numbers of docs/estimators.md, except planted difficulty (hours) and the study.
+# The numbers of docs/estimators.md, except planted difficulty (hours) and the study: an hour.
 estimators: env
 	$(PYTHON_ENV) -m benchmarks.estimator_bias
 	$(PYTHON_ENV) -m benchmarks.estimator_trained

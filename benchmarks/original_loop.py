@@ -186,13 +186,20 @@ def run(
 
 
 def measure(seeds: int, steps: int, jobs: int) -> list[dict[str, object]]:
-    """The rows of all arms, both signs and so many seeds."""
+    """The rows of all arms, both signs and so many seeds, which take the better part of an hour: a
+    line each as they are done.
+    """
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         waiting = [
             pool.submit(run, *arm, strength, seed, steps)
             for strength, arm, seed in product((1.0, -1.0), ARMS, range(seeds))
         ]
-        return [row.result() for row in waiting]
+        rows = []
+        for row in waiting:
+            rows.append(row.result())
+            named = (f"{key} {rows[-1][key]}" for key in ("strength", "threshold", "tau", "seed"))
+            print(f"{len(rows)}/{len(waiting)}  {rows[-1]['estimator']}:", *named, flush=True)
+        return rows
 
 
 def table(rows: list[dict[str, str]], arms: Sequence[tuple[str, str, str]] = ARMS) -> str:

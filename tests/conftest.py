@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -75,6 +76,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(name))
                 break
+
+
+def pytest_collection_finish() -> None:
+    """mmengine collects garbage whenever it builds a dataset: a second if it walks all modules and
+    tests, which stay anyway.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or extensions count what is left at the end as leaks, and print it
 
 
 @pytest.fixture(scope="session")
