@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+
 import pytest
 import torch
 
-from amn_masking import AdversarialMasking
+from amn_masking import AdversarialMasking, CombinedAdversarialLoss
 
 LENGTH = 16
 
@@ -75,6 +77,28 @@ def test_masks_that_are_taken_leave_the_reward_s_scale_with_its_image():
     assert torch.equal(taken.reward_scale, learned.reward_scale)
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("estimator", ["inclusion", "score_function"])
+def test_a_mask_moves_to_another_device_as_a_whole(estimator, frames):
+    masking = AdversarialMasking(
+        0.5, (frames, 4, 4), estimator=dict(type=estimator), reward="variance_normalised",
+        random_share=0.25, entropy_weight=1.0
+    )  # fmt: skip
+    here = masking(torch.randn(3, 3, frames, 16, 16)).tubes(2)
+
+    def compare(here, there):
+        for field in fields(here):
+            value, moved = getattr(here, field.name), getattr(there, field.name)
+            if isinstance(value, torch.Tensor):
+                assert (moved.shape, moved.device.type) == (value.shape, "meta"), field.name
+            elif is_dataclass(value):
+                compare(value, moved)
+            else:
+                assert moved is value, field.name
+
+    compare(here, here.to("meta"))
+
+
 def test_a_detached_mask_is_the_same_and_trains_nothing():
     masking, patch_mask = made(entropy_weight=1.0)
     detached = patch_mask.detach()
@@ -84,6 +108,14 @@ def test_a_detached_mask_is_the_same_and_trains_nothing():
     error = torch.rand(3, LENGTH, requires_grad=True)
     masking.total_loss(error.mean(), error, detached).backward()
     assert all(p.grad is None for p in masking.parameters())
+
+
+def test_a_detached_mask_may_be_looked_at_by_any_loss():
+    _, patch_mask = made(loss=dict(lambda_adv=0.5))
+    error, logged = torch.rand(3, LENGTH), CombinedAdversarialLoss()
+    with pytest.raises(ValueError, match="reaches another CombinedAdversarialLoss"):
+        logged.adversarial_terms(error, patch_mask)
+    logged.adversarial_terms(error, patch_mask.detach())
 
 
 def test_a_mask_made_without_gradients_is_refused_by_a_loss_that_trains():

@@ -60,6 +60,7 @@ def test_patch_variance_leaves_out_what_is_not_valid():
     pictures[:, :, :8, 8:16] = torch.nan
     found = patch_variance(pictures, (2, 3), valid)
     assert torch.equal(found, expected.where(valid, 0.0))
+    assert (reward_scale(pictures, (2, 3), valid) > 0).all()
 
 
 def test_a_patch_known_by_its_mean_alone_pays_less_than_1():
@@ -153,6 +154,7 @@ def test_a_detached_mask_keeps_no_graph():
         (dict(reward="variance"), "unknown reward 'variance'; expected one of"),
         (dict(entropy_weight=-1.0), "entropy_weight must be finite and cannot be negative"),
         (dict(entropy_weight=float("nan")), "entropy_weight must be finite"),
+        (dict(entropy_weight=float("inf")), "entropy_weight must be finite"),
     ],
 )
 def test_bad_options_are_refused(option, message):
