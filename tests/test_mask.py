@@ -388,3 +388,11 @@ def test_patches_of_a_signal_without_data_are_not_taken_for_the_signal():
     with pytest.raises(ValueError, match="cannot be told apart"):
         patch_mask.fill_invalid(torch.ones(1, 4, 20))
     assert replace(patch_mask, valid=None).fill_invalid(torch.ones(1, 4, 20)).all()
+
+
+def test_of_what_is_masked_the_first_may_be_predicted():
+    order = torch.stack([torch.randperm(12) for _ in range(3)])
+    patch_mask = PatchMask.from_shuffle(order, 4, (3, 4), num_predicted=5)
+    assert (patch_mask.num_predicted, patch_mask.num_left_out) == (5, 3)
+    expected = torch.zeros(3, 12).scatter(1, order[:, 4:9], 1.0)
+    assert torch.equal(patch_mask.predicted, expected)
